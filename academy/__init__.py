@@ -1,0 +1,1 @@
+"""Stateful, asynchronous agents for supercomputers."""
