@@ -1,0 +1,298 @@
+"""Exchange clients: who sends, who waits for an answer, who serves requests."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextvars import ContextVar, Token
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+
+from academy.exception import ExchangeError
+from academy.exchange.client_config import ExchangeClientConfig
+from academy.exchange.mailbox_status import MailboxStatus
+from academy.message import (
+    AcademyErrorResponse,
+    Body,
+    Message,
+    PingRequest,
+    SuccessResponse,
+)
+from academy.serialize import NoPickleMixin
+
+if TYPE_CHECKING:
+    from academy.agent import Agent
+    from academy.exchange.factory import ExchangeFactory
+    from academy.exchange.transport import AgentRegistration, ExchangeTransport
+    from academy.identifier import AgentId, EntityId
+    from academy.stats import AgentStats
+
+logger = logging.getLogger(__name__)
+
+AgentT = TypeVar("AgentT", bound="Agent")
+RequestHandler = Callable[[Message], "Awaitable[None] | None"]
+
+exchange_context: ContextVar[ExchangeClient] = ContextVar("exchange_context")
+"""The client that handles use when none is pinned to them."""
+
+
+class ExchangeClient(NoPickleMixin):
+    """An entity's access to its exchange; owns the calls that wait for an answer.
+
+    `async with client:` makes it the client of the context and closes it at the end.
+    """
+
+    def __init__(
+        self,
+        transport: ExchangeTransport,
+        config: ExchangeClientConfig | None = None,
+    ) -> None:
+        self._transport = transport
+        self.config = config or ExchangeClientConfig()
+        # A tag is 8 random bytes of the client and a count: unique without a uuid.
+        self._tag_prefix = os.urandom(8)
+        self._tags = itertools.count(1)
+        self._pending: dict[bytes, asyncio.Future[Message]] = {}
+        self._lost: Exception | None = None
+        self._closed = False
+        self._context_tokens: list[Token[ExchangeClient]] = []
+
+    async def __aenter__(self) -> Self:
+        self._context_tokens.append(exchange_context.set(self))
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        exchange_context.reset(self._context_tokens.pop())
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.client_id})"
+
+    @property
+    def client_id(self) -> EntityId:
+        """Whose mailbox this client uses."""
+        return self._transport.mailbox_id
+
+    def factory(self) -> ExchangeFactory:
+        """Return a factory for further clients of the same exchange."""
+        return self._transport.factory()
+
+    # --- calls
+
+    def new_message(self, dest: EntityId, body: Body) -> Message:
+        """Make a message from this client with a tag that nobody else uses."""
+        tag = self._tag_prefix + next(self._tags).to_bytes(8, "big")
+        return Message(self.client_id, dest, tag, body)
+
+    def request(self, message: Message) -> asyncio.Future[Message]:
+        """Post a request; the future gets its response, or the reason for none.
+
+        Cancelling the future forgets the call; the request itself stays sent.
+
+        Raises:
+            ExchangeError: the client is closed or has lost its mailbox.
+            Exception: the arguments do not serialize.
+        """
+        self._check_open()
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        tag = message.tag
+        self._pending[tag] = future
+        try:
+            self._transport.post(message)
+        except BaseException:
+            del self._pending[tag]
+            raise
+        return future
+
+    def forget(self, message: Message) -> None:
+        """Stop waiting for the answer to a request."""
+        self._pending.pop(message.tag, None)
+
+    async def send(self, message: Message) -> None:
+        """Send one message, and return when the exchange has stored it."""
+        self._check_open()
+        await self._transport.send(message)
+
+    def post(self, message: Message) -> None:
+        """Send one message without waiting; a refusal is only logged."""
+        self._check_open()
+        self._transport.post(message)
+
+    def _check_open(self) -> None:
+        if self._lost is not None:
+            raise self._lost
+        if self._closed:
+            raise ExchangeError(f"{self!r} is closed.")
+
+    # --- the exchange's directory
+
+    async def register_agent(
+        self, agent: type[AgentT], *, name: str | None = None
+    ) -> AgentRegistration[AgentT]:
+        """Register a mailbox for an agent that is to be launched."""
+        (registration,) = await self.register_agents([(agent, name)])
+        return registration
+
+    async def register_agents(
+        self, agents: Sequence[tuple[type[Any], str | None]]
+    ) -> list[AgentRegistration[Any]]:
+        """Register mailboxes for (type, name) pairs in one call, all or none."""
+        return await self._transport.register_agents(agents)
+
+    async def discover(
+        self, agent: type[Agent] | str, *, allow_subclasses: bool = True
+    ) -> tuple[AgentId[Any], ...]:
+        """Find agents by class or qualified class name, terminated ones excluded."""
+        name = agent
+        if not isinstance(name, str):
+            name = f"{name.__module__}.{name.__qualname__}"
+        return await self._transport.discover(name, allow_subclasses=allow_subclasses)
+
+    async def status(self, uid: EntityId) -> MailboxStatus:
+        """Return the state of a mailbox."""
+        status = await self._transport.status(uid)
+        if status is MailboxStatus.ACTIVE:
+            silent = await self._transport.heartbeat_status(uid)
+            if silent is not None and silent > self.config.stale_after:
+                return MailboxStatus.INACTIVE
+        return status
+
+    async def terminate(self, uid: EntityId) -> None:
+        """Terminate a mailbox for good; unknown ids are ignored."""
+        await self._transport.terminate(uid)
+
+    async def agent_stats(self, uid: EntityId) -> AgentStats:
+        """Return the message counts of an entity."""
+        return await self._transport.agent_stats(uid)
+
+    # --- what the transport tells (MailboxOwner)
+
+    def deliver(self, message: Message) -> None:
+        """Take one message from the exchange."""
+        try:
+            response = message.is_response()
+        except ValueError as error:
+            logger.error("dropped a malformed message of %s: %s", message.src, error)
+            return
+        if not response:
+            self._serve(message)
+            return
+        future = self._pending.pop(message.tag, None)
+        # A call that was given up, or an answer that came twice, is nobody's.
+        if future is not None and not future.done():
+            future.set_result(message)
+
+    def refused(self, message: Message, error: Exception) -> None:
+        """Learn that the exchange did not take a message."""
+        future = self._pending.pop(message.tag, None)
+        if message.is_request() and future is not None:
+            if not future.done():
+                future.set_exception(error)
+        else:
+            logger.debug("%r was refused: %s", message, error)
+
+    def held(self) -> Iterable[bytes]:
+        """Name the requests that are being worked on."""
+        return ()
+
+    def lost(self, error: Exception) -> None:
+        """Learn that the mailbox is gone; every pending call fails."""
+        self._lost = error
+        self._fail_pending(error)
+
+    def _serve(self, request: Message) -> None:
+        body: SuccessResponse | AcademyErrorResponse = SuccessResponse()
+        if not isinstance(request.get_body(), PingRequest):
+            body = AcademyErrorResponse(4, text=f"{self.client_id} has no actions.")
+        self._transport.post(request.create_response(body))
+
+    def _fail_pending(self, error: Exception) -> None:
+        pending, self._pending = self._pending, {}
+        for future in pending.values():
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # the caller may be gone: no complaint about that
+
+    async def close(self) -> None:
+        """Release the mailbox; calls in flight fail. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._fail_pending(ExchangeError(f"{self!r} was closed."))
+        await self._transport.close()
+
+
+class UserExchangeClient(ExchangeClient):
+    """The client of a program outside of any agent; its mailbox ends with it."""
+
+    async def close(self) -> None:
+        """Terminate the mailbox and release the link. May be called twice."""
+        if self._closed:
+            return
+        try:
+            if self._lost is None:
+                await self._transport.terminate(self.client_id)
+        except ExchangeError as error:
+            logger.warning("could not terminate %s: %s", self.client_id, error)
+        finally:
+            await super().close()
+
+
+class AgentExchangeClient(ExchangeClient):
+    """The client of a running agent: hands requests to a handler.
+
+    Args:
+        transport: link that is attached to the agent's mailbox.
+        request_handler: gets each request; answers it with `respond`.
+        config: see `ExchangeClientConfig`.
+    """
+
+    def __init__(
+        self,
+        transport: ExchangeTransport,
+        request_handler: RequestHandler,
+        config: ExchangeClientConfig | None = None,
+    ) -> None:
+        super().__init__(transport, config)
+        self._handler = request_handler
+        self._unanswered: dict[bytes, None] = {}
+        self._tasks: set[asyncio.Future[None]] = set()
+        self.on_lost: Callable[[Exception], None] | None = None
+
+    @property
+    def client_id(self) -> AgentId[Any]:
+        """The agent's id."""
+        return cast("AgentId[Any]", self._transport.mailbox_id)
+
+    def post(self, message: Message) -> None:
+        """Send one message without waiting; a response settles its request."""
+        super().post(message)
+        if message.is_response():
+            self._unanswered.pop(message.tag, None)
+
+    async def send(self, message: Message) -> None:
+        """Send one message; a response settles its request."""
+        await super().send(message)
+        if message.is_response():
+            self._unanswered.pop(message.tag, None)
+
+    def held(self) -> Iterable[bytes]:
+        """Name the requests that were handed out and are not answered yet."""
+        return self._unanswered
+
+    def lost(self, error: Exception) -> None:
+        """Learn that the mailbox is gone; tell the runtime, which stops."""
+        super().lost(error)
+        if self.on_lost is not None:
+            self.on_lost(error)
+
+    def _serve(self, request: Message) -> None:
+        self._unanswered[request.tag] = None
+        result = self._handler(request)
+        if inspect.isawaitable(result):
+            task = asyncio.ensure_future(result)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
