@@ -1,0 +1,1 @@
+"""Replica exchange Monte Carlo of a Lennard-Jones cluster, with agents."""
