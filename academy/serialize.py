@@ -7,7 +7,7 @@ import pickle
 import struct
 import traceback
 from contextvars import ContextVar
-from enum import Enum
+from enum import StrEnum
 from typing import Any, TypeAlias, cast
 
 from academy.exception import (
@@ -26,7 +26,7 @@ _COUNT = struct.Struct("<I")
 _LENGTH = struct.Struct("<Q")
 
 
-class SerializationStrategy(str, Enum):
+class SerializationStrategy(StrEnum):
     """How a payload is encoded."""
 
     PICKLE = "pickle"

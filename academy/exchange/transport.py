@@ -108,7 +108,7 @@ class ExchangeTransport(Protocol):
         """Return MISSING, ACTIVE or TERMINATED (see also `heartbeat_status`)."""
 
     async def terminate(self, uid: EntityId) -> None:
-        """Terminate a mailbox: no-op if unknown; its unsettled requests are answered."""
+        """Terminate a mailbox and answer its requests; no-op if it is unknown."""
 
     async def update_heartbeat(self) -> None:
         """Show a sign of life beyond those that the link shows by itself."""

@@ -1,0 +1,689 @@
+"""The rules of mailboxes, written once for every exchange.
+
+Time is cut into turns. Whatever arrives while a turn runs waits for the next, and
+each turn writes one transaction, so that a burst of messages costs one commit. A
+message is confirmed and delivered only after the commit that stored it.
+
+Nothing here opens a payload, and nothing here knows how a store stores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from academy.exception import (
+    AcademyError,
+    BadEntityIdError,
+    ForbiddenError,
+    MailboxFullError,
+    MailboxTerminatedError,
+    MessageTooLargeError,
+    StorageError,
+    SupersededError,
+)
+from academy.exchange.mailbox_status import MailboxStatus
+from academy.exchange.store import (
+    FROM_AGENT,
+    RESPONSE,
+    TO_AGENT,
+    Changes,
+    Envelope,
+    MailboxRecord,
+    Store,
+)
+from academy.identifier import EntityId, entity_id
+from academy.message import AcademyErrorResponse, Message, encode_body
+from academy.stats import AgentStats
+
+logger = logging.getLogger(__name__)
+
+PAGE = 256
+"""Messages read from the store at once."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a broker refuses, and how far it runs ahead of a consumer.
+
+    Attributes:
+        max_message_bytes: largest message.
+        max_mailbox_messages: unsettled messages one mailbox may hold.
+        max_mailbox_bytes: their bytes.
+        window_messages: messages on their way to one consumer, not yet received.
+        window_bytes: their bytes.
+    """
+
+    max_message_bytes: int = 100_000_000
+    max_mailbox_messages: int = 1_000_000
+    max_mailbox_bytes: int = 10_000_000_000
+    window_messages: int = 4096
+    window_bytes: int = 64_000_000
+
+
+class Consumer(Protocol):
+    """The far end of a session. No call may block or raise."""
+
+    def deliver(self, envelope: Envelope) -> None:
+        """Take a message for one of the attached mailboxes."""
+
+    def confirm(self, sequence: int) -> None:
+        """Everything up to this sequence number is stored or was refused."""
+
+    def refuse(self, sequence: int, tag: bytes, error: AcademyError) -> None:
+        """A message was not stored, and why."""
+
+    def lost(self, uid: bytes, error: AcademyError) -> None:
+        """A mailbox is no longer this consumer's."""
+
+    def reset(self, error: AcademyError) -> None:
+        """The session is over; it may connect again."""
+
+
+class Mailbox:
+    """A mailbox while the broker runs: what is stored of it, and who consumes it.
+
+    Invariant: `leased` names exactly the messages delivered to the attached
+    incarnation and not settled (number -> size << 1 | is
+    response); `behind` is true when the
+    store has more.
+    """
+
+    __slots__ = (
+        "behind",
+        "bytes",
+        "completed",
+        "count",
+        "cursor",
+        "incoming",
+        "leased",
+        "outgoing",
+        "record",
+        "seen",
+        "session",
+    )
+
+    def __init__(self, record: MailboxRecord, count: int = 0, size: int = 0) -> None:
+        self.record = record
+        self.count = count
+        self.bytes = size
+        self.session: Session | None = None
+        self.seen: float | None = None
+        self.leased: dict[int, int] = {}
+        self.cursor = 0
+        self.behind = False
+        self.incoming = self.outgoing = self.completed = 0
+
+    @property
+    def id(self) -> EntityId:
+        """The owner's id."""
+        record = self.record
+        return entity_id(record.agent, record.uid, record.name)
+
+
+class Session:
+    """One consumer's link; it may be attached to many mailboxes.
+
+    `in_flight` are the deliveries whose receipt was not acknowledged, oldest first.
+    """
+
+    __slots__ = (
+        "attached",
+        "behind",
+        "consumer",
+        "in_flight",
+        "open",
+        "room_bytes",
+        "room_messages",
+        "uid",
+    )
+
+    def __init__(self, uid: bytes, consumer: Consumer, limits: Limits) -> None:
+        self.uid = uid
+        self.consumer = consumer
+        self.attached: dict[bytes, Mailbox] = {}
+        self.in_flight: deque[tuple[Mailbox, Envelope]] = deque()
+        self.behind: set[Mailbox] = set()
+        self.room_messages = limits.window_messages
+        self.room_bytes = limits.window_bytes
+        self.open = True
+
+    def has_room(self) -> bool:
+        """Whether the credit window lets another message through."""
+        return self.room_messages > 0 and self.room_bytes > 0
+
+
+Control = Callable[[Changes], Coroutine[Any, Any, Any]]
+
+
+class Broker:
+    """Keeps every rule of the exchange over one store.
+
+    All calls come from one event loop. `open` first, `close` last.
+    """
+
+    def __init__(self, store: Store, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self._store = store
+        self._boxes: dict[bytes, Mailbox] = {}
+        self._sessions: dict[bytes, Session] = {}
+        self._sequences: dict[bytes, int] = {}
+        self._number = 0
+        self._controls: list[tuple[Control, asyncio.Future[Any]]] = []
+        self._arrivals: list[tuple[Session, int, Envelope]] = []
+        self._receipts: list[tuple[Session, int]] = []
+        self._departures: list[Session] = []
+        self._outgoing: list[tuple[Session, Envelope]] = []
+        self._hungry: set[Session] = set()
+        self._turning: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Load what the store holds."""
+        contents = await self._store.open()
+        waiting = contents.waiting
+        self._boxes = {
+            record.uid: Mailbox(record, *waiting.get(record.uid, (0, 0)))
+            for record in contents.mailboxes
+        }
+        self._sequences = contents.sessions
+        self._number = contents.last_number
+
+    async def settle(self) -> None:
+        """Wait until nothing is left to do."""
+        while self._turning is not None:
+            await asyncio.wait([self._turning])
+
+    async def close(self) -> None:
+        """Finish the work at hand and close the store. May be called twice."""
+        await self.settle()
+        await self._store.close()
+
+    # --- sessions
+
+    def connect(self, uid: bytes, consumer: Consumer) -> Session:
+        """Begin a session, or take one over from a connection that was lost."""
+        old = self._sessions.get(uid)
+        if old is not None:
+            self.disconnect(old)
+            old.consumer.reset(ForbiddenError("the session has connected anew"))
+        session = self._sessions[uid] = Session(uid, consumer, self.limits)
+        return session
+
+    def last_sequence(self, session: Session) -> int:
+        """Return the last sequence number that was taken from a session."""
+        return self._sequences.get(session.uid, 0)
+
+    def disconnect(self, session: Session) -> None:
+        """End a session's link; its mailboxes keep what was not settled.
+
+        What the session has posted before is still taken.
+        """
+        if not session.open:
+            return
+        session.open = False
+        if self._sessions.get(session.uid) is session:
+            del self._sessions[session.uid]
+        self._departures.append(session)
+        if self._turning is None:
+            self._schedule()
+
+    def _depart(self, session: Session) -> None:
+        for box in list(session.attached.values()):
+            self._detach(session, box)
+        session.in_flight.clear()
+        session.behind.clear()
+        self._hungry.discard(session)
+
+    def detach(self, session: Session, uid: bytes) -> None:
+        """Let go of one mailbox of a session."""
+        box = session.attached.get(uid)
+        if box is not None:
+            self._detach(session, box)
+
+    def _detach(self, session: Session, box: Mailbox) -> None:
+        del session.attached[box.record.uid]
+        session.behind.discard(box)
+        box.session = None
+        box.seen = time.monotonic()
+
+    def post(self, session: Session, sequence: int, envelope: Envelope) -> None:
+        """Take a message; it is confirmed or refused at the end of the turn."""
+        self._arrivals.append((session, sequence, envelope))
+        if self._turning is None:
+            self._schedule()
+
+    def acknowledge(self, session: Session, count: int) -> None:
+        """Learn that the oldest `count` deliveries of a session were received."""
+        self._receipts.append((session, count))
+        if self._turning is None:
+            self._schedule()
+
+    # --- mailboxes
+
+    async def register(self, records: Iterable[MailboxRecord]) -> None:
+        """Make mailboxes, all or none; an id that exists stays as it is."""
+
+        async def work(changes: Changes) -> None:
+            for record in records:
+                if record.uid not in self._boxes:
+                    self._boxes[record.uid] = Mailbox(record)
+                    changes.mailboxes[record.uid] = record
+
+        await self._control(work)
+
+    async def attach(
+        self,
+        session: Session,
+        uid: bytes,
+        incarnation: bytes,
+        *,
+        resume: bool = False,
+        held: Iterable[bytes] = (),
+    ) -> None:
+        """Make a session the consumer of a mailbox; an older one is superseded.
+
+        Args:
+            session: who attaches.
+            uid: the mailbox.
+            incarnation: random bytes that an incarnation makes once for itself.
+            resume: this incarnation was attached before its connection was lost.
+            held: tags of the requests that it holds from then; everything else that
+                is not settled is delivered again.
+
+        Raises:
+            BadEntityIdError: there is no such mailbox.
+            MailboxTerminatedError: it is terminated.
+            SupersededError: it resumes after a newer incarnation attached.
+        """
+
+        async def work(changes: Changes) -> None:
+            box = self._live(uid)
+            record = box.record
+            if record.incarnation != incarnation:
+                if resume:
+                    raise SupersededError(box.id)
+                record.epoch += 1
+                record.incarnation = incarnation
+                changes.mailboxes[uid] = record
+            old = box.session
+            if old is not None:
+                self._detach(old, box)
+                if old is not session:
+                    old.consumer.lost(uid, SupersededError(box.id))
+            known = frozenset(held)
+            box.leased = await self._find(uid, known) if known else {}
+            box.cursor = 0
+            box.session = session
+            session.attached[uid] = box
+            box.behind = box.count > len(box.leased)
+            if box.behind:
+                session.behind.add(box)
+                self._hungry.add(session)
+
+        await self._control(work)
+
+    async def terminate(self, uid: bytes, by: Session | None = None) -> None:
+        """End a mailbox for good and answer its unsettled requests.
+
+        Args:
+            uid: the mailbox; unknown and terminated ones are left alone.
+            by: who asks; an owner is not told what it asked for itself.
+        """
+
+        async def work(changes: Changes) -> None:
+            box = self._boxes.get(uid)
+            if box is None or box.record.terminated:
+                return
+            box.record.terminated = True
+            changes.mailboxes[uid] = box.record
+            owner = box.session
+            if owner is not None:
+                self._detach(owner, box)
+                if owner is not by:
+                    owner.consumer.lost(uid, MailboxTerminatedError(box.id))
+            await self._answer_all(changes, box)
+
+        await self._control(work)
+
+    def status(self, uid: bytes) -> MailboxStatus:
+        """Return MISSING, ACTIVE or TERMINATED."""
+        box = self._boxes.get(uid)
+        if box is None:
+            return MailboxStatus.MISSING
+        if box.record.terminated:
+            return MailboxStatus.TERMINATED
+        return MailboxStatus.ACTIVE
+
+    def silence(self, uid: bytes) -> float | None:
+        """Return the seconds since the owner was last attached; None if never."""
+        box = self._boxes.get(uid)
+        if box is None:
+            return None
+        if box.session is not None:
+            return 0.0
+        return None if box.seen is None else time.monotonic() - box.seen
+
+    def touch(self, uid: bytes) -> None:
+        """Count a sign of life that came without a session."""
+        box = self._boxes.get(uid)
+        if box is not None:
+            box.seen = time.monotonic()
+
+    def stats(self, uid: bytes) -> AgentStats:
+        """Return the message counts of a mailbox since the broker was opened."""
+        box = self._boxes.get(uid)
+        if box is None:
+            raise BadEntityIdError(entity_id(True, uid))
+        requests = sum(not note & RESPONSE for note in box.leased.values())
+        return AgentStats(
+            incoming=box.incoming,
+            outgoing=box.outgoing,
+            completed=box.completed,
+            in_progress=requests,
+            queued=box.count - len(box.leased),
+        )
+
+    def discover(self, name: str, allow_subclasses: bool) -> list[MailboxRecord]:
+        """Return the live agents of a qualified class name."""
+        return [
+            record
+            for box in self._boxes.values()
+            if (record := box.record).agent
+            and not record.terminated
+            and name in (record.classes if allow_subclasses else record.classes[:1])
+        ]
+
+    def _live(self, uid: bytes) -> Mailbox:
+        box = self._boxes.get(uid)
+        if box is None:
+            raise BadEntityIdError(entity_id(True, uid))
+        if box.record.terminated:
+            raise MailboxTerminatedError(box.id)
+        return box
+
+    # --- turns
+
+    async def _control(self, work: Control) -> None:
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._controls.append((work, done))
+        if self._turning is None:
+            self._schedule()
+        await done
+
+    def _schedule(self) -> None:
+        self._turning = asyncio.get_running_loop().create_task(self._turns())
+
+    async def _turns(self) -> None:
+        try:
+            while (
+                self._arrivals or self._receipts or self._controls or self._departures
+            ):
+                await self._turn()
+        except Exception as error:
+            logger.exception("the broker failed")
+            await self._start_over(StorageError(f"the broker failed: {error!r}"))
+        finally:
+            self._turning = None
+
+    async def _turn(self) -> None:
+        changes = Changes()
+        controls, self._controls = self._controls, []
+        arrivals, self._arrivals = self._arrivals, []
+        receipts, self._receipts = self._receipts, []
+        departures, self._departures = self._departures, []
+        answers: list[tuple[asyncio.Future[Any], AcademyError | None]] = []
+        try:
+            for session, count in receipts:
+                self._take_receipt(changes, session, count)
+            for work, done in controls:
+                answers.append((done, await self._attempt(work, changes)))
+            refused = self._take_arrivals(changes, arrivals)
+            if changes:
+                await self._store.commit(changes)
+        except StorageError as error:
+            await self._start_over(error)
+            for _, done in controls:
+                if not done.done():
+                    done.set_exception(error)
+            return
+        for done, problem in answers:
+            if done.done():
+                continue
+            if problem is None:
+                done.set_result(None)
+            else:
+                done.set_exception(problem)
+        self._confirm(arrivals, refused)
+        self._send()
+        for session in departures:
+            self._depart(session)
+        if self._hungry:
+            await self._catch_up()
+
+    async def _attempt(self, work: Control, changes: Changes) -> AcademyError | None:
+        try:
+            await work(changes)
+        except StorageError:
+            raise
+        except AcademyError as error:
+            return error
+        return None
+
+    def _take_receipt(self, changes: Changes, session: Session, count: int) -> None:
+        in_flight = session.in_flight
+        for _ in range(min(count, len(in_flight))):
+            box, envelope = in_flight.popleft()
+            session.room_messages += 1
+            session.room_bytes += envelope.size
+            # A response is done with when it was received, a request when answered.
+            if envelope.flags & RESPONSE and box.session is session:
+                self._settle(changes, box, envelope.number)
+        if session.behind and session.room_messages * 2 > self.limits.window_messages:
+            self._hungry.add(session)
+
+    def _settle(self, changes: Changes, box: Mailbox, number: int) -> bool:
+        note = box.leased.pop(number, None)
+        if note is None:
+            return False
+        box.count -= 1
+        box.bytes -= note >> 1
+        changes.settled.append((box.record.uid, number))
+        return True
+
+    def _take_arrivals(
+        self, changes: Changes, arrivals: list[tuple[Session, int, Envelope]]
+    ) -> list[tuple[Session, int, Envelope, AcademyError]]:
+        refused = []
+        sequences = self._sequences
+        for session, sequence, envelope in arrivals:
+            if sequence <= sequences.get(session.uid, 0):
+                continue  # sent again because our confirmation was lost: it is stored
+            if not session.open and envelope.src not in session.attached:
+                continue  # the client sends it again through its new connection
+            sequences[session.uid] = changes.sessions[session.uid] = sequence
+            error = self._take(changes, session, envelope)
+            if error is not None:
+                refused.append((session, sequence, envelope, error))
+        return refused
+
+    def _take(
+        self, changes: Changes, session: Session, envelope: Envelope
+    ) -> AcademyError | None:
+        source = session.attached.get(envelope.src)
+        if source is None:
+            return self._not_attached(envelope)
+        box = self._boxes.get(envelope.dest)
+        if envelope.flags & RESPONSE:
+            if not self._settle(changes, source, envelope.answers):
+                return None  # it has been answered already
+            source.completed += 1
+            if box is None or box.record.terminated:
+                return None  # nobody waits for it any more
+        elif (error := self._obstacle(box, envelope)) is not None:
+            return error
+        assert box is not None
+        source.outgoing += 1
+        self._add(changes, box, envelope)
+        return None
+
+    def _not_attached(self, envelope: Envelope) -> AcademyError:
+        source = entity_id(bool(envelope.flags & FROM_AGENT), envelope.src)
+        box = self._boxes.get(envelope.src)
+        if box is None:
+            return BadEntityIdError(source)
+        if box.record.terminated:
+            return MailboxTerminatedError(source)
+        return SupersededError(source)
+
+    def _obstacle(self, box: Mailbox | None, envelope: Envelope) -> AcademyError | None:
+        limits = self.limits
+        if box is None:
+            dest = entity_id(bool(envelope.flags & TO_AGENT), envelope.dest)
+            return BadEntityIdError(dest)
+        if box.record.terminated:
+            return MailboxTerminatedError(box.id)
+        if envelope.size > limits.max_message_bytes:
+            return MessageTooLargeError(envelope.size, limits.max_message_bytes)
+        if box.count >= limits.max_mailbox_messages:
+            return MailboxFullError(box.id, f"{box.count} unsettled messages")
+        if box.bytes + envelope.size > limits.max_mailbox_bytes:
+            return MailboxFullError(box.id, f"{box.bytes} unsettled bytes")
+        return None
+
+    def _add(self, changes: Changes, box: Mailbox, envelope: Envelope) -> None:
+        self._number = envelope.number = self._number + 1
+        box.count += 1
+        box.bytes += envelope.size
+        box.incoming += 1
+        changes.added.append(envelope)
+        session = box.session
+        if session is None:
+            return
+        if box.behind or not session.has_room():
+            box.behind = True
+            session.behind.add(box)
+        else:
+            self._lease(session, box, envelope)
+
+    def _lease(self, session: Session, box: Mailbox, envelope: Envelope) -> None:
+        envelope.lease = box.record.epoch
+        box.cursor = envelope.number
+        box.leased[envelope.number] = envelope.size << 1 | envelope.flags & RESPONSE
+        session.room_messages -= 1
+        session.room_bytes -= envelope.size
+        session.in_flight.append((box, envelope))
+        self._outgoing.append((session, envelope))
+
+    def _confirm(
+        self,
+        arrivals: list[tuple[Session, int, Envelope]],
+        refused: list[tuple[Session, int, Envelope, AcademyError]],
+    ) -> None:
+        for session, sequence, envelope, error in refused:
+            if session.open:
+                session.consumer.refuse(sequence, envelope.tag, error)
+        # Sequences only grow, so that the last one of a session stands for all.
+        for session, sequence in {item[0]: item[1] for item in arrivals}.items():
+            if session.open:
+                session.consumer.confirm(sequence)
+
+    def _send(self) -> None:
+        outgoing, self._outgoing = self._outgoing, []
+        for session, envelope in outgoing:
+            if session.open:
+                session.consumer.deliver(envelope)
+
+    async def _catch_up(self) -> None:
+        """Deliver from the store to consumers that had no room or were away."""
+        hungry, self._hungry = self._hungry, set()
+        try:
+            for session in hungry:
+                for box in list(session.behind):
+                    await self._read_on(session, box)
+        except StorageError as error:
+            await self._start_over(error)
+
+    async def _read_on(self, session: Session, box: Mailbox) -> None:
+        epoch = box.record.epoch
+        while session.has_room() and box.session is session:
+            limit = min(PAGE, session.room_messages)
+            page = await self._store.pending(box.record.uid, box.cursor, limit)
+            changes = Changes()
+            for envelope in page:
+                if not session.has_room():
+                    break
+                box.cursor = envelope.number
+                if envelope.number in box.leased:
+                    continue
+                envelope.redelivered = 0 < envelope.lease < epoch
+                if envelope.lease != epoch:
+                    changes.leased.append(envelope)
+                self._lease(session, box, envelope)
+            if changes.leased:
+                # The lease is on record before the message leaves, so that after a
+                # crash nobody mistakes a request that may have run for a fresh one.
+                await self._store.commit(changes)
+            self._send()
+            if len(page) < limit and (not page or box.cursor == page[-1].number):
+                box.behind = False
+                session.behind.discard(box)
+                return
+
+    async def _find(self, uid: bytes, tags: frozenset[bytes]) -> dict[int, int]:
+        found: dict[int, int] = {}
+        after = 0
+        while len(found) < len(tags):
+            page = await self._store.pending(uid, after, PAGE)
+            if not page:
+                break
+            after = page[-1].number
+            for envelope in page:
+                if envelope.tag in tags and not envelope.flags & RESPONSE:
+                    found[envelope.number] = envelope.size << 1
+        return found
+
+    async def _answer_all(self, changes: Changes, box: Mailbox) -> None:
+        uid, after = box.record.uid, 0
+        while page := await self._store.pending(uid, after, PAGE):
+            after = page[-1].number
+            for envelope in page:
+                source = self._boxes.get(envelope.src)
+                if (
+                    not envelope.flags & RESPONSE
+                    and source is not None
+                    and not source.record.terminated
+                ):
+                    self._add(changes, source, _terminated_answer(box.id, envelope))
+        changes.cleared.append(uid)
+        box.count = box.bytes = 0
+        box.leased = {}
+
+    async def _start_over(self, error: StorageError) -> None:
+        """Forget what was not stored: clients connect again and send it again."""
+        logger.error("all clients must connect again: %s", error)
+        self._outgoing.clear()
+        for session in list(self._sessions.values()):
+            self.disconnect(session)
+            session.consumer.reset(error)
+        await self.open()
+
+
+def _terminated_answer(owner: EntityId, request: Envelope) -> Envelope:
+    body = AcademyErrorResponse.of(MailboxTerminatedError(owner))
+    assert body is not None
+    source = entity_id(bool(request.flags & FROM_AGENT), request.src)
+    parts = encode_body(Message(owner, source, request.tag, body))
+    payload = b"".join(parts)
+    flags = (
+        RESPONSE
+        | (FROM_AGENT if request.flags & TO_AGENT else 0)
+        | (TO_AGENT if request.flags & FROM_AGENT else 0)
+    )
+    return Envelope(
+        request.src, request.dest, request.tag, flags, payload, len(payload)
+    )

@@ -1,0 +1,211 @@
+"""The exchange of one process: messages are handed over by reference."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from academy.exception import AcademyError, ExchangeError
+from academy.exchange.broker import Broker, Limits
+from academy.exchange.client_config import ExchangeClientConfig
+from academy.exchange.directory import new_agents
+from academy.exchange.factory import ExchangeFactory
+from academy.exchange.inbox import Inbox
+from academy.exchange.mailbox_status import MailboxStatus
+from academy.exchange.store import RESPONSE, Envelope, MailboxRecord
+from academy.exchange.store.memory import MemoryStore
+from academy.exchange.transport import AgentRegistration, MailboxOwner
+from academy.identifier import AgentId, EntityId, UserId
+from academy.message import Message
+from academy.serialize import NoPickleMixin
+
+if TYPE_CHECKING:
+    from academy.agent import Agent
+    from academy.stats import AgentStats
+
+# Nothing is copied or stored, so neither sizes nor a consumer's pace matter.
+_LIMITS = Limits(window_messages=1 << 62, window_bytes=1 << 62)
+
+
+class LocalExchangeFactory(ExchangeFactory):
+    """An exchange that lives in this object, for one event loop; it does not pickle.
+
+    Arguments and results are passed by reference: what an agent changes, its caller
+    sees changed.
+    """
+
+    def __init__(self, *, config: ExchangeClientConfig | None = None) -> None:
+        if config is not None:
+            self.client_config = config
+        self._broker = Broker(MemoryStore(), _LIMITS)
+
+    def __getstate__(self) -> Any:
+        raise pickle.PicklingError(
+            "The local exchange lives in one process and does not pickle. Agents in "
+            "other processes need a hosted exchange: use HttpExchangeFactory, or "
+            "spawn_http_exchange()."
+        )
+
+    async def connect(
+        self,
+        registration: AgentRegistration[Any] | None = None,
+        *,
+        name: str | None = None,
+    ) -> LocalExchangeTransport:
+        """Attach to a registered agent's mailbox, or to a new user's."""
+        owner: EntityId
+        if registration is None:
+            owner = UserId.new(name)
+            record = MailboxRecord(owner.uid.bytes, False, name)
+            await self._broker.register([record])
+        else:
+            owner = registration.agent_id
+        transport = LocalExchangeTransport(self, self._broker, owner)
+        try:
+            await transport.attach()
+        except ExchangeError:
+            await transport.close()
+            raise
+        return transport
+
+
+class LocalExchangeTransport(NoPickleMixin):
+    """A mailbox of a local exchange."""
+
+    __slots__ = (
+        "_broker",
+        "_closed",
+        "_factory",
+        "_inbox",
+        "_sent",
+        "_sequence",
+        "_session",
+        "_waiting",
+        "mailbox_id",
+    )
+
+    def __init__(
+        self, factory: LocalExchangeFactory, broker: Broker, mailbox_id: EntityId
+    ) -> None:
+        self.mailbox_id = mailbox_id
+        self._factory = factory
+        self._broker = broker
+        self._inbox = Inbox()
+        self._session = broker.connect(os.urandom(16), self)
+        self._sequence = 0
+        self._sent: dict[int, Message] = {}
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._closed = False
+
+    async def attach(self) -> None:
+        """Become the consumer of the mailbox."""
+        uid = self.mailbox_id.uid.bytes
+        await self._broker.attach(self._session, uid, os.urandom(16))
+
+    def start(self, owner: MailboxOwner) -> None:
+        self._inbox.start(owner)
+
+    def listen(self, timeout: float | None = None) -> AsyncGenerator[Message, None]:
+        return self._inbox.listen(timeout)
+
+    def post(self, message: Message) -> None:
+        if self._closed:
+            raise ExchangeError(f"the transport of {self.mailbox_id} is closed")
+        self._sequence += 1
+        self._sent[self._sequence] = message
+        envelope = Envelope(
+            message.dest.uid.bytes,
+            message.src.uid.bytes,
+            message.tag,
+            RESPONSE if message.is_response() else 0,
+            message,
+            1,
+            message.lease,
+        )
+        self._broker.post(self._session, self._sequence, envelope)
+
+    async def send(self, message: Message) -> None:
+        self.post(message)
+        future = asyncio.get_running_loop().create_future()
+        self._waiting[self._sequence] = future
+        await future
+
+    async def register_agents(
+        self, agents: Sequence[tuple[type[Agent], str | None]]
+    ) -> list[AgentRegistration[Any]]:
+        made = new_agents(agents)
+        await self._broker.register([record for _, record in made])
+        return [AgentRegistration(aid) for aid, _ in made]
+
+    async def register_agent(
+        self, agent: type[Agent], *, name: str | None = None
+    ) -> AgentRegistration[Any]:
+        (registration,) = await self.register_agents([(agent, name)])
+        return registration
+
+    async def discover(
+        self, agent: str, *, allow_subclasses: bool = True
+    ) -> tuple[AgentId[Any], ...]:
+        found = self._broker.discover(agent, allow_subclasses)
+        return tuple(AgentId(uid=UUID(bytes=r.uid), name=r.name) for r in found)
+
+    async def status(self, uid: EntityId) -> MailboxStatus:
+        return self._broker.status(uid.uid.bytes)
+
+    async def terminate(self, uid: EntityId) -> None:
+        await self._broker.terminate(uid.uid.bytes, self._session)
+
+    async def update_heartbeat(self) -> None:
+        self._broker.touch(self.mailbox_id.uid.bytes)
+
+    async def heartbeat_status(self, uid: EntityId) -> float | None:
+        return self._broker.silence(uid.uid.bytes)
+
+    async def agent_stats(self, uid: EntityId) -> AgentStats:
+        return self._broker.stats(uid.uid.bytes)
+
+    def factory(self) -> LocalExchangeFactory:
+        return self._factory
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._broker.disconnect(self._session)
+            await self._broker.settle()
+
+    # --- what the broker says (Consumer)
+
+    def deliver(self, envelope: Envelope) -> None:
+        message = envelope.payload
+        if not isinstance(message, Message):  # the broker's own words are bytes
+            src: AgentId[Any] = AgentId(uid=UUID(bytes=envelope.src))
+            data = memoryview(message)
+            message = Message(src, self.mailbox_id, envelope.tag, data=data)
+        message.lease = envelope.number
+        message.redelivered = envelope.redelivered
+        self._broker.acknowledge(self._session, 1)
+        self._inbox.deliver(message)
+
+    def confirm(self, sequence: int) -> None:
+        sent = self._sent
+        while sent and (first := next(iter(sent))) <= sequence:
+            del sent[first]
+            if (future := self._waiting.pop(first, None)) and not future.done():
+                future.set_result(None)
+
+    def refuse(self, sequence: int, tag: bytes, error: AcademyError) -> None:
+        message = self._sent.pop(sequence)
+        if (future := self._waiting.pop(sequence, None)) is None:
+            self._inbox.refused(message, error)
+        elif not future.done():
+            future.set_exception(error)
+
+    def lost(self, uid: bytes, error: AcademyError) -> None:
+        self._inbox.lost(error)
+
+    def reset(self, error: AcademyError) -> None:
+        self._inbox.lost(error)

@@ -1,0 +1,54 @@
+"""Storage that ends with its process."""
+
+from __future__ import annotations
+
+from academy.exchange.store import Changes, Contents, Envelope, MailboxRecord
+
+
+class MemoryStore:
+    """Keeps everything in dictionaries."""
+
+    def __init__(self) -> None:
+        self._mailboxes: dict[bytes, MailboxRecord] = {}
+        self._messages: dict[bytes, dict[int, Envelope]] = {}
+        self._sessions: dict[bytes, int] = {}
+        self._last_number = 0
+
+    async def open(self) -> Contents:
+        waiting = {
+            uid: (len(box), sum(envelope.size for envelope in box.values()))
+            for uid, box in self._messages.items()
+        }
+        mailboxes = list(self._mailboxes.values())
+        return Contents(mailboxes, dict(self._sessions), waiting, self._last_number)
+
+    async def commit(self, changes: Changes) -> None:
+        self._mailboxes.update(changes.mailboxes)
+        self._sessions.update(changes.sessions)
+        messages = self._messages
+        for envelope in changes.added:
+            box = messages.get(envelope.dest)
+            if box is None:
+                box = messages[envelope.dest] = {}
+            box[envelope.number] = envelope
+            self._last_number = envelope.number
+        for envelope in changes.leased:
+            messages[envelope.dest][envelope.number].lease = envelope.lease
+        for uid, number in changes.settled:
+            box = messages.get(uid)
+            if box is not None:
+                box.pop(number, None)
+        for uid in changes.cleared:
+            messages.pop(uid, None)
+
+    async def pending(self, dest: bytes, after: int, limit: int) -> list[Envelope]:
+        found: list[Envelope] = []
+        for number, envelope in self._messages.get(dest, {}).items():
+            if number > after:
+                found.append(envelope)
+                if len(found) == limit:
+                    break
+        return found
+
+    async def close(self) -> None:
+        pass
