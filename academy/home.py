@@ -1,0 +1,71 @@
+"""Where Academy keeps its files, and how it keeps them from other users."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import tempfile
+from pathlib import Path
+
+
+def get_academy_home() -> Path:
+    """Return `$ACADEMY_HOME`, or else `~/.local/share/academy`.
+
+    The directory need not exist yet.
+    """
+    home = os.environ.get("ACADEMY_HOME") or "~/.local/share/academy"
+    return Path(home).expanduser().absolute()
+
+
+def private_directory(path: str | os.PathLike[str]) -> Path:
+    """Make a directory for secrets (mode 0700), or check the one there is.
+
+    Others may be able to look into a directory that exists already, since the files
+    themselves are private. They must not be able to replace the files.
+
+    Raises:
+        PermissionError: The directory belongs to, or can be written by, somebody else.
+    """
+    path = Path(path)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if sys.platform != "win32":
+        found = path.stat()
+        if found.st_uid != os.getuid():
+            raise PermissionError(
+                f"{path} belongs to user id {found.st_uid}, not to you "
+                f"({os.getuid()}), so it cannot hold your secrets. Set ACADEMY_HOME to "
+                "a directory of your own."
+            )
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise PermissionError(
+                f"{path} can be written by others (mode "
+                f"{stat.S_IMODE(found.st_mode):04o}), who could replace the secrets in "
+                f"it. Run: chmod go-w {path}"
+            )
+    return path
+
+
+def write_private(path: str | os.PathLike[str], content: str | bytes) -> Path:
+    """Write a file only its owner can read (mode 0600), all of it or nothing.
+
+    A reader sees the old content or the new, and so does whoever comes after a crash.
+    Missing parent directories are made, private as well.
+    """
+    path = Path(path)
+    if not path.parent.exists():
+        private_directory(path.parent)
+    if isinstance(content, str):
+        content = content.encode()
+    # mkstemp gives mode 0600 from the start: there is no moment to read it in.
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
