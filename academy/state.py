@@ -39,7 +39,7 @@ class FileState(MutableMapping[str, T]):
     of one. Pickling the object pickles the path: a worker opens the same file.
 
     Example:
-        >>> with FileState[int](directory / "state.db") as state:
+        >>> with FileState[int]("state.db") as state:
         ...     state["steps"] = state.get("steps", 0) + 1
 
     Args:
@@ -118,7 +118,7 @@ class FileState(MutableMapping[str, T]):
         thread would take part.
 
         Example:
-            >>> with FileState[int](directory / "account.db") as state:
+            >>> with FileState[int]("account.db") as state:
             ...     with state.transaction():
             ...         state["balance"] = state.get("balance", 100) - 5
             ...         state["payments"] = state.get("payments", 0) + 1
