@@ -96,7 +96,7 @@ def _processes() -> set[psutil.Process]:
 
 
 def _lives_as_long_as_us(process: psutil.Process) -> bool:
-    """Tell the helpers of multiprocessing, one for each Python process, and the dead."""
+    """Tell the dead, and the helpers that multiprocessing starts once for us."""
     try:
         if process.status() == psutil.STATUS_ZOMBIE and process.ppid() != os.getpid():
             return True  # It has ended; somebody else has yet to notice.

@@ -30,7 +30,9 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def run(**modules: str) -> pytest.RunResult:
         pytester.makepyfile(**modules)
-        return pytester.runpytest_subprocess("-ppytest_asyncio.plugin", "-pno:cacheprovider")
+        return pytester.runpytest_subprocess(
+            "-ppytest_asyncio.plugin", "-pno:cacheprovider"
+        )
 
     return run
 

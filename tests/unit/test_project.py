@@ -83,43 +83,43 @@ class TestFindPython:
     """scripts/find-python chooses what .venv is made from."""
 
     @pytest.fixture
-    def bin(self, tmp_path: Path) -> Path:
+    def path(self, tmp_path: Path) -> Path:
         folder = tmp_path / "bin"
         folder.mkdir()
         return folder
 
-    def find(self, bin: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    def find(self, path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["/bin/sh", ROOT / "scripts" / "find-python"],
-            env={"PATH": str(bin), **environment},
+            env={"PATH": str(path), **environment},
             capture_output=True,
             text=True,
             check=False,
         )
 
-    def add(self, bin: Path, name: str, script: str) -> Path:
-        path = bin / name
-        path.write_text(f"#!/bin/sh\n{script}\n")
-        path.chmod(0o755)
-        return path
+    def add(self, path: Path, name: str, script: str) -> Path:
+        program = path / name
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        return program
 
-    def test_passes_over_a_name_with_nothing_behind_it(self, bin: Path) -> None:
-        self.add(bin, "python3", "echo 'command not found' >&2; exit 127")
-        good = self.add(bin, "python3.12", f'exec "{sys.executable}" "$@"')
-        assert self.find(bin).stdout.strip() == str(good)
+    def test_passes_over_a_name_with_nothing_behind_it(self, path: Path) -> None:
+        self.add(path, "python3", "echo 'command not found' >&2; exit 127")
+        good = self.add(path, "python3.12", f'exec "{sys.executable}" "$@"')
+        assert self.find(path).stdout.strip() == str(good)
 
-    def test_passes_over_an_old_python(self, bin: Path) -> None:
-        self.add(bin, "python3", "exit 1")
-        good = self.add(bin, "python3.11", f'exec "{sys.executable}" "$@"')
-        assert self.find(bin).stdout.strip() == str(good)
+    def test_passes_over_an_old_python(self, path: Path) -> None:
+        self.add(path, "python3", "exit 1")
+        good = self.add(path, "python3.11", f'exec "{sys.executable}" "$@"')
+        assert self.find(path).stdout.strip() == str(good)
 
-    def test_obeys_the_variable_python(self, bin: Path) -> None:
-        self.add(bin, "python3", f'exec "{sys.executable}" "$@"')
-        other = self.add(bin, "my python", f'exec "{sys.executable}" "$@"')
-        assert self.find(bin, PYTHON=str(other)).stdout.strip() == str(other)
+    def test_obeys_the_variable_python(self, path: Path) -> None:
+        self.add(path, "python3", f'exec "{sys.executable}" "$@"')
+        other = self.add(path, "my python", f'exec "{sys.executable}" "$@"')
+        assert self.find(path, PYTHON=str(other)).stdout.strip() == str(other)
 
-    def test_names_what_is_needed_when_there_is_none(self, bin: Path) -> None:
-        found = self.find(bin)
+    def test_names_what_is_needed_when_there_is_none(self, path: Path) -> None:
+        found = self.find(path)
         assert found.returncode == 1
         assert found.stdout == ""
         assert "Python 3.11 or newer" in found.stderr
