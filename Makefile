@@ -43,20 +43,24 @@ clean: ## Remove .venv and everything that was generated
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A dangling link counts as absent, so an environment whose Python went away is made
-# anew; --clear takes the stamps below with it.
-$(BIN)/python:
-	python=$$(scripts/find-python) && "$$python" -m venv --clear $(VENV)
+# $(1): what to install. An environment without a working pip is made anew.
+define set_up
+@echo "Setting up $(VENV); the first time takes a minute"
+@$(PIP) --version >/dev/null 2>&1 || \
+	{ python=$$(scripts/find-python) && "$$python" -m venv --clear $(VENV); }
+$(PIP) install --quiet --upgrade 'pip>=25.1'
+$(PIP) install --quiet --editable $(1)
+endef
 
-# The link's own date is that of the system's Python: only its presence matters.
-$(VENV)/.demo: pyproject.toml | $(BIN)/python
-	@echo "Setting up $(VENV) for the demo; the first time takes a minute"
-	$(PIP) install --quiet --upgrade 'pip>=25.1'
-	$(PIP) install --quiet --editable '.[demo]'
+$(VENV)/.demo: pyproject.toml
+	$(call set_up,'.[demo]')
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
-	@echo "Setting up $(VENV) for development; the first time takes a minute"
-	$(PIP) install --quiet --upgrade 'pip>=25.1'
-	$(PIP) install --quiet --editable '.[demo]' --group dev
+$(VENV)/.dev: pyproject.toml
+	$(call set_up,'.[demo]' --group dev)
 	@touch $@ $(VENV)/.demo
+
+# The Python that the environment was made from may have gone away since.
+ifneq ($(shell test -x $(BIN)/python && echo present),present)
+.PHONY: $(VENV)/.demo $(VENV)/.dev
+endif
