@@ -12,7 +12,7 @@ import os
 import pickle
 import sqlite3
 import threading
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Generator, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -39,6 +39,7 @@ class FileState(MutableMapping[str, T]):
     of one. Pickling the object pickles the path: a worker opens the same file.
 
     Example:
+        >>> from academy.state import FileState
         >>> with FileState[int]("state.db") as state:
         ...     state["steps"] = state.get("steps", 0) + 1
 
@@ -110,7 +111,7 @@ class FileState(MutableMapping[str, T]):
         return OSError(f"Cannot use the state file {self.path}: {exc}.{hint}")
 
     @contextmanager
-    def transaction(self) -> Iterator[Self]:
+    def transaction(self) -> Generator[Self]:
         """Make all that the block does one step: all of it happens, or nothing.
 
         Other threads and processes wait, so a value can be read, changed and written

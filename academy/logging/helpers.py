@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import UUID
@@ -21,16 +21,18 @@ _in_use: dict[UUID, _Use] = {}
 
 
 @contextmanager
-def log_context(config: LogConfig | None) -> Iterator[None]:
+def log_context(config: LogConfig | None) -> Generator[None]:
     """Log as a set-up says, for as long as the `with` block runs.
 
     Each set-up, known by its uuid, is set up once in a process, however many agents
     and threads use it, and torn down when the last of them leaves. None does nothing.
 
     Example:
+        >>> import logging
+        >>> from academy.logging.helpers import log_context
         >>> from academy.logging.recommended import recommended_logging
         >>> with log_context(recommended_logging("INFO")):
-        ...     ...
+        ...     logging.getLogger("campaign").info("started")
     """
     if config is None:
         yield
