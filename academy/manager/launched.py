@@ -1,0 +1,355 @@
+"""One launched agent: its runs, its end, and its last failure."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Mapping
+from concurrent.futures import (
+    BrokenExecutor,
+    CancelledError as FutureCancelledError,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+)
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from academy.exception import (
+    BadEntityIdError,
+    ExchangeError,
+    MailboxTerminatedError,
+    SupersededError,
+)
+from academy.executors.base import AgentExecutor
+from academy.launch import (
+    AgentSpec,
+    check_pickles,
+    pack_agent,
+    run_agent,
+    run_agent_here,
+)
+
+if TYPE_CHECKING:
+    from academy.agent import Agent
+    from academy.exchange.client import ExchangeClient
+    from academy.exchange.transport import AgentRegistration
+    from academy.identifier import AgentId
+    from academy.logging.configs.base import LogConfig
+    from academy.runtime import RuntimeConfig
+
+logger = logging.getLogger("academy.manager")
+
+MAX_BACKOFF = 60.0
+"""Seconds; the wait before a retry doubles up to this."""
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often, and after how long, an agent that failed runs again.
+
+    Attributes:
+        max_retries: runs after the first one.
+        backoff: seconds before the first retry; doubles with each, up to a minute,
+            and varies by half so that agents that failed together come back apart.
+    """
+
+    max_retries: int
+    backoff: float
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("max_retries", self.max_retries),
+            ("retry_backoff", self.backoff),
+        ):
+            if value < 0:
+                raise ValueError(f"{name} is not negative; it was {value}.")
+
+    def delay(self, failures: int) -> float:
+        """Return the seconds to wait after so many failures."""
+        longest = min(self.backoff * 2.0 ** min(failures - 1, 32), MAX_BACKOFF)
+        return longest * random.uniform(0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """A launch that has been checked: all of it but the mailbox."""
+
+    agent: Agent | type[Agent]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    config: RuntimeConfig
+    executor_name: str
+    executor: Executor | None
+    submit_kwargs: Mapping[str, Any]
+    name: str | None
+    log_config: LogConfig | None
+
+    @property
+    def agent_type(self) -> type[Agent]:
+        """The class of the agent."""
+        return self.agent if isinstance(self.agent, type) else type(self.agent)
+
+    def pack(self, client: ExchangeClient) -> bytes | None:
+        """Return the packed agent; None if it runs in this process' memory.
+
+        Raises:
+            PicklingError: names the part of the launch that does not pickle.
+        """
+        if self.executor is None or isinstance(self.executor, ThreadPoolExecutor):
+            return None
+        check_pickles(client.factory(), "the exchange")
+        return pack_agent(self.agent, self.args, self.kwargs)
+
+    def spec(
+        self,
+        client: ExchangeClient,
+        registration: AgentRegistration[Any],
+        packed: bytes | None,
+        config: RuntimeConfig,
+    ) -> AgentSpec:
+        """Return what the worker gets."""
+        return AgentSpec(
+            self.agent if packed is None else packed,
+            client.factory(),
+            registration,
+            config,
+            self.log_config,
+            self.args if packed is None else (),
+            self.kwargs if packed is None else {},
+        )
+
+
+class LaunchedAgent:
+    """An agent on an executor, from its first submission to its last end.
+
+    `task` ends when the agent does for good, with its last failure if it failed.
+    """
+
+    __slots__ = (
+        "_client",
+        "_future",
+        "_packed",
+        "_pause",
+        "_request",
+        "_retry",
+        "_stopping",
+        "_terminate",
+        "registration",
+        "reported",
+        "task",
+    )
+
+    def __init__(
+        self,
+        client: ExchangeClient,
+        retry: RetryPolicy,
+        request: LaunchRequest,
+        registration: AgentRegistration[Any],
+        packed: bytes | None,
+    ) -> None:
+        """Submit the first run.
+
+        Raises:
+            Exception: whatever the executor raises at once.
+        """
+        self._client = client
+        self._retry = retry
+        self._request = request
+        self._packed = packed
+        self._pause: asyncio.Future[None] | None = None
+        self._stopping = False
+        self._terminate: bool | None = None
+        self.registration = registration
+        self.reported = False
+        self._future = self._submit(1)
+        self.task = asyncio.create_task(self._watch())
+        self.task.add_done_callback(_retrieve)
+
+    @property
+    def agent_id(self) -> AgentId[Any]:
+        """Whose runs these are."""
+        return self.registration.agent_id
+
+    @property
+    def executor_name(self) -> str:
+        """Where it runs."""
+        return self._request.executor_name
+
+    def failure(self) -> BaseException | None:
+        """Return what the agent failed of, if it has ended and failed."""
+        if not self.task.done() or self.task.cancelled():
+            return None
+        return self.task.exception()
+
+    async def stop(self, terminate: bool | None) -> None:
+        """Ask the agent to shut down, or see to it that it does not start (again).
+
+        Raises:
+            ExchangeError: the request could not be sent.
+        """
+        from academy.message import ShutdownRequest
+
+        if self.task.done():
+            return
+        self._stopping = True
+        self._terminate = terminate
+        if self._pause is not None:
+            self._pause.cancel()
+        elif not self._withdraw():
+            request = ShutdownRequest(terminate)
+            # A mailbox that is gone belongs to an agent that is ending already.
+            with contextlib.suppress(MailboxTerminatedError):
+                await self._client.send(
+                    self._client.new_message(self.agent_id, request)
+                )
+
+    # --- runs
+
+    async def _watch(self) -> None:
+        try:
+            run = 1
+            while (error := await self._run(run)) and self._may_run_again(error, run):
+                await self._wait_to_retry(error, run)
+                if self._stopping:
+                    break
+                run += 1
+            if error is not None:
+                logger.warning("%s failed: %r", self.agent_id, error)
+                await self._end_mailbox(self._request.config.terminate_on_error)
+                raise error
+        finally:
+            # What the agent was made of can be large, and is not needed any more.
+            self._packed = None
+
+    async def _run(self, run: int) -> Exception | None:
+        """Run the agent once; return what it failed of."""
+        try:
+            self._future = self._future or self._submit(run)
+            if self._future is None:
+                await run_agent_here(self._spec(run))
+            else:
+                await _result_of(self._future)
+        except FutureCancelledError:
+            if self._stopping:  # it never ran, so nobody has done this
+                await self._end_mailbox(self._request.config.terminate_on_success)
+                return None
+            return FutureCancelledError(
+                f'Executor "{self.executor_name}" cancelled {self.agent_id} before it '
+                "started."
+            )
+        except Exception as error:
+            return error
+        finally:
+            self._future = None
+        return None
+
+    def _spec(self, run: int) -> AgentSpec:
+        config = self._request.config
+        if run <= self._retry.max_retries:
+            # The mailbox is to be there for the next run.
+            config = config.model_copy(update={"terminate_on_error": False})
+        return self._request.spec(self._client, self.registration, self._packed, config)
+
+    def _submit(self, run: int) -> Future[None] | None:
+        executor = self._request.executor
+        if executor is None:
+            return None
+        spec = self._spec(run)
+        argument = spec if self._packed is None else spec.pack()
+        try:
+            future = executor.submit(run_agent, argument, **self._request.submit_kwargs)
+        except BrokenExecutor as error:
+            raise self._explain(error) from error
+        logger.info("submitted %s to %s", self.agent_id, self.executor_name)
+        return future
+
+    def _explain(self, error: BrokenExecutor) -> BrokenExecutor:
+        return type(error)(
+            f'Executor "{self.executor_name}" is broken: one of its workers died '
+            "(killed, out of memory, os._exit), and a "
+            f"{type(self._request.executor).__name__} starts no new ones, so it "
+            "accepts nothing more. Give the manager a new one with add_executor(). "
+            f"({error})"
+        )
+
+    def _may_run_again(self, error: Exception, runs: int) -> bool:
+        if self._stopping or runs > self._retry.max_retries:
+            return False
+        # Whose mailbox is gone, or belongs to another incarnation, has no way back.
+        gone = (BadEntityIdError, MailboxTerminatedError, SupersededError)
+        if isinstance(error, gone) and error.uid == self.agent_id:
+            return False
+        return not _is_broken_for_good(self._request.executor, error)
+
+    async def _wait_to_retry(self, error: Exception, failures: int) -> None:
+        delay = self._retry.delay(failures)
+        logger.warning(
+            "%s failed; run %d of %d follows in %.1f s: %r",
+            self.agent_id,
+            failures + 1,
+            self._retry.max_retries + 1,
+            delay,
+            error,
+        )
+        loop = asyncio.get_running_loop()
+        self._pause = loop.create_future()
+        timer = loop.call_later(delay, self._pause.cancel)
+        try:
+            await asyncio.wait((self._pause,))
+        finally:
+            timer.cancel()
+            self._pause = None
+
+    def _withdraw(self) -> bool:
+        """Take a run back that no worker has begun, where that can be told."""
+        executor = self._request.executor
+        # Other executors may say that they cancelled what runs nevertheless.
+        known = isinstance(executor, AgentExecutor) or _is_standard_pool(executor)
+        return known and self._future is not None and self._future.cancel()
+
+    async def _end_mailbox(self, terminate: bool) -> None:
+        if self._terminate is not None:
+            terminate = self._terminate
+        if not terminate:
+            return
+        try:
+            await self._client.terminate(self.agent_id)
+        except ExchangeError as error:
+            logger.error("the mailbox of %s stays: %s", self.agent_id, error)
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Tell asyncio that somebody looks after the task's exception."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def _result_of(future: Future[None]) -> None:
+    """Wait for an executor's future, and leave it alone when cancelled."""
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+
+    def end() -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    def tell(_: Future[None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(end)
+
+    future.add_done_callback(tell)
+    await ended
+    future.result()
+
+
+def _is_standard_pool(executor: Executor | None) -> bool:
+    # Importing ProcessPoolExecutor to ask for it would load multiprocessing.
+    pools = ("concurrent.futures.thread", "concurrent.futures.process")
+    return any(kind.__module__ in pools for kind in type(executor).__mro__)
+
+
+def _is_broken_for_good(executor: Executor | None, error: Exception) -> bool:
+    return isinstance(error, BrokenExecutor) and _is_standard_pool(executor)
