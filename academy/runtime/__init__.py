@@ -1,0 +1,366 @@
+"""The runtime: what serves an agent's mailbox and runs its actions and loops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+from academy.context import AgentContext
+from academy.exception import AgentNotInitializedError, raise_exceptions
+from academy.exchange.client import exchange_context
+from academy.handle import Handle
+from academy.logging.context import current_entity
+from academy.runtime.config import RuntimeConfig
+from academy.runtime.serving import RequestServer
+from academy.serialize import allowed_deserializers, default_serializer
+
+if TYPE_CHECKING:
+    from academy.agent import Agent
+    from academy.exchange.client import AgentExchangeClient
+    from academy.exchange.factory import ExchangeFactory
+    from academy.exchange.transport import AgentRegistration
+    from academy.identifier import AgentId
+
+__all__ = ["Runtime", "RuntimeConfig"]
+
+logger = logging.getLogger(__name__)
+
+AgentT = TypeVar("AgentT", bound="Agent")
+
+LOOP_GRACE = 0.5
+"""Seconds that loops have to return once shutdown is set, before they are cancelled.
+
+Enough for a loop that waits for the event; one that sleeps through it is cancelled.
+"""
+
+
+_DEFAULT_CONFIG = RuntimeConfig()
+
+
+class Runtime(Generic[AgentT]):
+    """Runs one agent, once: `await runtime.run_until_complete()`.
+
+    `async with runtime:` starts it and shuts it down at the end.
+
+    Args:
+        agent: the agent to run.
+        exchange_factory: makes its client.
+        registration: its mailbox.
+        config: how it runs.
+    """
+
+    __slots__ = (
+        "_children",
+        "_client",
+        "_context",
+        "_errors",
+        "_expected",
+        "_loops",
+        "_lost",
+        "_server",
+        "_shutdown",
+        "_terminate",
+        "_tokens",
+        "_used",
+        "agent",
+        "config",
+        "factory",
+        "registration",
+    )
+
+    def __init__(
+        self,
+        agent: AgentT,
+        *,
+        exchange_factory: ExchangeFactory,
+        registration: AgentRegistration[AgentT],
+        config: RuntimeConfig | None = None,
+    ) -> None:
+        self.agent = agent
+        self.factory = exchange_factory
+        self.registration = registration
+        self.config = config or _DEFAULT_CONFIG
+        self._server = RequestServer(agent, self._shutdown_requested, self._interrupted)
+        self._client: AgentExchangeClient | None = None
+        self._context: AgentContext | None = None
+        self._tokens: list[contextvars.Token[Any]] = []
+        self._loops: list[asyncio.Task[None]] = []
+        self._children: list[tuple[Runtime[Any], asyncio.Task[None]]] = []
+        self._shutdown = asyncio.Event()
+        self._used = False
+        self._lost = False
+        self._expected = True
+        self._terminate: bool | None = None
+        self._errors: list[BaseException] = []
+
+    @property
+    def agent_id(self) -> AgentId[AgentT]:
+        """The id under which the agent runs."""
+        return self.registration.agent_id
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.agent).__name__}, {self.agent_id})"
+
+    async def run_until_complete(self) -> None:
+        """Run the agent until it shuts down.
+
+        Raises:
+            RuntimeError: it has run already.
+            ExchangeError: its mailbox was lost.
+            Exception: what its hooks or loops raised (a group if several did).
+
+        Cancellation:
+            Shuts the agent down in order, then propagates.
+        """
+        async with self:
+            await self.wait_shutdown()
+
+    async def wait_shutdown(self, timeout: float | None = None) -> None:
+        """Wait until the agent is told to shut down.
+
+        Raises:
+            AgentNotInitializedError: it has not been started.
+            TimeoutError: `timeout` seconds have passed.
+        """
+        if self._client is None:
+            raise AgentNotInitializedError()
+        if timeout is None:
+            await self._shutdown.wait()
+            return
+        async with asyncio.timeout(timeout):
+            await self._shutdown.wait()
+
+    def signal_shutdown(
+        self, expected: bool = True, *, terminate: bool | None = None
+    ) -> None:
+        """Tell the agent to shut down; returns at once.
+
+        Args:
+            expected: whether this is a success or an error.
+            terminate: whether the mailbox ends (as it is configured if None).
+        """
+        self._expected = self._expected and expected
+        if terminate is not None:
+            self._terminate = terminate
+        self._shutdown.set()
+
+    def _shutdown_requested(self, terminate: bool | None) -> None:
+        self.signal_shutdown(terminate=terminate)
+
+    def _interrupted(self, error: BaseException) -> None:
+        self._errors.append(error)
+        self.signal_shutdown(expected=False)
+
+    def _mailbox_lost(self, error: Exception) -> None:
+        self._lost = True
+        self._interrupted(error)
+
+    # --- start
+
+    async def __aenter__(self) -> Self:
+        if self._used:
+            raise RuntimeError("Agent has already been shutdown.")
+        self._used = True
+        try:
+            await self._start()
+        except BaseException as error:
+            await self._stop(error)
+            raise
+        return self
+
+    async def _start(self) -> None:
+        client = self._client = await self.factory.create_agent_client(
+            self.registration, self._server.handle
+        )
+        client.on_lost = self._mailbox_lost
+        self._enter_context(client)
+        self.agent._agent_context = self._context = AgentContext(
+            self.agent_id,
+            client,
+            shutdown_event=self._shutdown,
+            max_sync_concurrency=self.config.max_sync_concurrency,
+            launch_alongside=self._launch_alongside,
+        )
+        await self.agent.agent_on_startup()
+        context = contextvars.copy_context()
+        for name in self.agent._agent_loops():
+            task = asyncio.create_task(self._run_loop(name), context=context.copy())
+            self._loops.append(task)
+        self._server.start(client, context)
+        logger.info("%s runs as %s", type(self.agent).__name__, self.agent_id)
+
+    def _enter_context(self, client: AgentExchangeClient) -> None:
+        config = self.config
+        self._tokens = [
+            exchange_context.set(client),
+            current_entity.set(str(self.agent_id)),
+        ]
+        if config.default_serializer is not None:
+            self._tokens.append(default_serializer.set(config.default_serializer))
+        if config.allowed_deserializers is not None:
+            self._tokens.append(allowed_deserializers.set(config.allowed_deserializers))
+
+    async def _run_loop(self, name: str) -> None:
+        try:
+            await getattr(self.agent, name)(self._shutdown)
+        except asyncio.CancelledError:
+            if not self._shutdown.is_set():
+                logger.warning("loop %s of %s cancelled itself", name, self.agent_id)
+        except Exception as error:
+            error.add_note(f"Raised in loop {name} of {self.agent_id}.")
+            logger.error("loop %s of %s failed", name, self.agent_id, exc_info=error)
+            if self.config.raise_loop_errors_on_shutdown:
+                self._errors.append(error)
+            if self.config.shutdown_on_loop_error:
+                self.signal_shutdown(expected=False)
+        except BaseException as error:
+            self._interrupted(error)
+
+    # --- stop
+
+    async def __aexit__(
+        self, _: object, error: BaseException | None, __: object
+    ) -> None:
+        await self._stop(error)
+
+    async def _stop(self, error: BaseException | None) -> None:
+        """Take every step of the shutdown, then raise what went wrong.
+
+        An interruption (cancellation) ends the step it meets, not the others.
+        """
+        self.signal_shutdown(expected=error is None)
+        interruption = None
+        for step in self._steps():
+            try:
+                await step()
+            except Exception as problem:
+                self._errors.append(problem)
+            except BaseException as problem:
+                interruption = problem
+        for token in self._tokens:
+            # Another task than the one that has started the agent may stop it.
+            with contextlib.suppress(ValueError):
+                token.var.reset(token)
+        logger.info("%s has shut down", self.agent_id)
+        self._raise(error, interruption)
+
+    def _steps(self) -> list[Callable[[], Awaitable[None]]]:
+        if self._client is None:
+            return []
+        steps: list[Callable[[], Awaitable[None]]] = [
+            self._wait_for_loops,
+            self._cancel_loops,
+            self._stop_children,
+            self._wait_for_actions,
+            self._server.cancel,
+            self._terminate_mailbox,
+            self._client.close,
+        ]
+        if self._server.started:
+            steps.insert(0, self.agent.agent_on_shutdown)
+        if self._context is not None:
+            steps.append(self._context.close)
+        return steps
+
+    async def _wait_for_loops(self) -> None:
+        if self._loops:
+            await asyncio.wait(self._loops, timeout=LOOP_GRACE)
+
+    async def _cancel_loops(self) -> None:
+        if self._loops:
+            for task in self._loops:
+                task.cancel()
+            await asyncio.wait(self._loops)
+
+    async def _wait_for_actions(self) -> None:
+        self._server.stop()
+        if not self.config.cancel_actions_on_shutdown:
+            await self._server.finish()
+
+    async def _terminate_mailbox(self) -> None:
+        client, config = self._client, self.config
+        assert client is not None
+        if not self._server.started:
+            self._server.refuse_early(client)
+        client.on_lost = None
+        if self._lost:
+            return
+        terminate = self._terminate
+        if terminate is None:
+            good = self._expected and not self._errors
+            terminate = (
+                config.terminate_on_success if good else config.terminate_on_error
+            )
+        if terminate:
+            await client.terminate(self.agent_id)
+
+    def _raise(
+        self, error: BaseException | None, interruption: BaseException | None
+    ) -> None:
+        errors = self._errors
+        if (
+            interruption is None
+            and error is not None
+            and not isinstance(error, Exception)
+        ):
+            interruption = error
+        if interruption is not None:
+            # Who is to stop must stop, whatever else there is to say.
+            for problem in errors:
+                logger.error("%s failed", self.agent_id, exc_info=problem)
+            raise interruption
+        if error is not None and errors:
+            errors = [error, *errors]
+        raise_exceptions(errors, f"{self.agent_id} failed")
+
+    # --- other agents in the same event loop
+
+    async def _launch_alongside(
+        self,
+        agent: Agent | type[Agent],
+        *,
+        args: tuple[Any, ...] | None,
+        kwargs: Mapping[str, Any] | None,
+        config: RuntimeConfig | None,
+        name: str | None,
+    ) -> Handle[Any]:
+        client = self._client
+        if client is None or self._shutdown.is_set():
+            raise RuntimeError(
+                f"{self.agent_id} is shutting down and launches nothing."
+            )
+        if isinstance(agent, type):
+            agent = agent(*(args or ()), **(kwargs or {}))
+        elif args or kwargs:
+            raise TypeError(
+                "args and kwargs are for an agent's type; an instance of "
+                f"{type(agent).__name__} was given."
+            )
+        registration = await client.register_agent(type(agent), name=name)
+        runtime = Runtime(
+            agent,
+            exchange_factory=client.factory(),
+            registration=registration,
+            config=config,
+        )
+        task = asyncio.create_task(self._run_child(runtime))
+        self._children.append((runtime, task))
+        return Handle._of(registration.agent_id, type(agent))
+
+    async def _run_child(self, runtime: Runtime[Any]) -> None:
+        try:
+            await runtime.run_until_complete()
+        except Exception as error:
+            error.add_note(f"Raised in {runtime!r}, launched by {self.agent_id}.")
+            logger.error("%r failed", runtime, exc_info=error)
+            self._errors.append(error)
+
+    async def _stop_children(self) -> None:
+        for runtime, _ in self._children:
+            runtime.signal_shutdown()
+        if self._children:
+            await asyncio.wait([task for _, task in self._children])
