@@ -359,6 +359,11 @@ class Broker:
             return MailboxStatus.TERMINATED
         return MailboxStatus.ACTIVE
 
+    def creator(self, uid: bytes) -> str:
+        """Return who registered a mailbox; nobody for an unknown one."""
+        box = self._boxes.get(uid)
+        return "" if box is None else box.record.creator
+
     def silence(self, uid: bytes) -> float | None:
         """Return the seconds since the owner was last attached; None if never."""
         box = self._boxes.get(uid)

@@ -1,15 +1,16 @@
-"""What every transport says about agents in the same words."""
+"""What transports tell an exchange about agents and messages, in the same words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from academy.exchange.store import MailboxRecord
+from academy.exchange.store import FROM_AGENT, RESPONSE, TO_AGENT, MailboxRecord
 from academy.identifier import AgentId
 
 if TYPE_CHECKING:
     from academy.agent import Agent
+    from academy.message import Message
 
 
 def new_agents(
@@ -22,3 +23,12 @@ def new_agents(
         classes = tuple(agent._agent_mro())
         made.append((aid, MailboxRecord(aid.uid.bytes, True, name, classes)))
     return made
+
+
+def address_flags(message: Message) -> int:
+    """Return the flags of a message's envelope."""
+    return (
+        (RESPONSE if message.is_response() else 0)
+        | (FROM_AGENT if message.src.role == "agent" else 0)
+        | (TO_AGENT if message.dest.role == "agent" else 0)
+    )

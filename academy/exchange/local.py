@@ -12,11 +12,12 @@ from uuid import UUID
 from academy.exception import AcademyError, ExchangeError
 from academy.exchange.broker import Broker, Limits
 from academy.exchange.client_config import ExchangeClientConfig
-from academy.exchange.directory import new_agents
+from academy.exchange.directory import address_flags, new_agents
 from academy.exchange.factory import ExchangeFactory
 from academy.exchange.inbox import Inbox
 from academy.exchange.mailbox_status import MailboxStatus
-from academy.exchange.store import RESPONSE, Envelope, MailboxRecord
+from academy.exchange.outbox import Outbox
+from academy.exchange.store import Envelope, MailboxRecord
 from academy.exchange.store.memory import MemoryStore
 from academy.exchange.transport import AgentRegistration, MailboxOwner
 from academy.identifier import AgentId, EntityId, UserId
@@ -81,10 +82,8 @@ class LocalExchangeTransport(NoPickleMixin):
         "_closed",
         "_factory",
         "_inbox",
-        "_sent",
-        "_sequence",
+        "_outbox",
         "_session",
-        "_waiting",
         "mailbox_id",
     )
 
@@ -96,9 +95,7 @@ class LocalExchangeTransport(NoPickleMixin):
         self._broker = broker
         self._inbox = Inbox()
         self._session = broker.connect(os.urandom(16), self)
-        self._sequence = 0
-        self._sent: dict[int, Message] = {}
-        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._outbox = Outbox()
         self._closed = False
 
     async def attach(self) -> None:
@@ -112,27 +109,27 @@ class LocalExchangeTransport(NoPickleMixin):
     def listen(self, timeout: float | None = None) -> AsyncGenerator[Message, None]:
         return self._inbox.listen(timeout)
 
-    def post(self, message: Message) -> None:
+    def post(
+        self, message: Message, stored: asyncio.Future[None] | None = None
+    ) -> None:
         if self._closed:
             raise ExchangeError(f"the transport of {self.mailbox_id} is closed")
-        self._sequence += 1
-        self._sent[self._sequence] = message
+        sequence = self._outbox.add(message, self._inbox, stored=stored)
         envelope = Envelope(
             message.dest.uid.bytes,
             message.src.uid.bytes,
             message.tag,
-            RESPONSE if message.is_response() else 0,
+            address_flags(message),
             message,
             1,
             message.lease,
         )
-        self._broker.post(self._session, self._sequence, envelope)
+        self._broker.post(self._session, sequence, envelope)
 
     async def send(self, message: Message) -> None:
-        self.post(message)
-        future = asyncio.get_running_loop().create_future()
-        self._waiting[self._sequence] = future
-        await future
+        stored = asyncio.get_running_loop().create_future()
+        self.post(message, stored)
+        await stored
 
     async def register_agents(
         self, agents: Sequence[tuple[type[Agent], str | None]]
@@ -176,6 +173,7 @@ class LocalExchangeTransport(NoPickleMixin):
             self._closed = True
             self._broker.disconnect(self._session)
             await self._broker.settle()
+            self._outbox.fail(ExchangeError(f"{self.mailbox_id} was closed"))
 
     # --- what the broker says (Consumer)
 
@@ -191,18 +189,10 @@ class LocalExchangeTransport(NoPickleMixin):
         self._inbox.deliver(message)
 
     def confirm(self, sequence: int) -> None:
-        sent = self._sent
-        while sent and (first := next(iter(sent))) <= sequence:
-            del sent[first]
-            if (future := self._waiting.pop(first, None)) and not future.done():
-                future.set_result(None)
+        self._outbox.confirm(sequence)
 
     def refuse(self, sequence: int, tag: bytes, error: AcademyError) -> None:
-        message = self._sent.pop(sequence)
-        if (future := self._waiting.pop(sequence, None)) is None:
-            self._inbox.refused(message, error)
-        elif not future.done():
-            future.set_exception(error)
+        self._outbox.refuse(sequence, error)
 
     def lost(self, uid: bytes, error: AcademyError) -> None:
         self._inbox.lost(error)

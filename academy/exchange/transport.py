@@ -47,7 +47,7 @@ class MailboxOwner(Protocol):
         """Learn that the exchange did not take a posted message."""
 
     def lost(self, error: Exception) -> None:
-        """Learn that the mailbox is gone for this owner: superseded, terminated, cut."""
+        """Learn that the mailbox is gone for this owner, and why."""
 
 
 class ExchangeTransport(Protocol):

@@ -77,6 +77,7 @@ class MailboxRecord:
         epoch: how many incarnations have attached.
         incarnation: who attached last (random bytes of its own), so that it may resume.
         terminated: whether the owner is gone for good.
+        creator: who registered it.
     """
 
     uid: bytes
@@ -86,6 +87,7 @@ class MailboxRecord:
     epoch: int = 0
     incarnation: bytes = b""
     terminated: bool = False
+    creator: str = ""
 
 
 @dataclass(slots=True)

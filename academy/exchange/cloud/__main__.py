@@ -1,0 +1,107 @@
+"""`python -m academy.exchange.cloud --config exchange.toml` runs a hosted exchange."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from aiohttp import web
+
+from academy.exception import StorageError
+from academy.exchange.cloud.app import create_app
+from academy.exchange.cloud.config import ExchangeServingConfig
+from academy.exchange.cloud.credentials import forget, remember
+
+logger = logging.getLogger("academy.exchange.cloud")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run an exchange until SIGTERM or SIGINT; return the exit code."""
+    parser = argparse.ArgumentParser("python -m academy.exchange.cloud")
+    parser.add_argument("--config", help="a TOML file (see configs/exchange.toml)")
+    parser.add_argument(
+        "--until-stdin-closes",
+        action="store_true",
+        help="stop when standard input ends, so that nothing outlives the parent",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        config = ExchangeServingConfig()
+        if options.config:
+            config = ExchangeServingConfig.from_toml(options.config)
+        logging.basicConfig(
+            level=config.logger.level,
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        )
+        run_loop(serve(config, options.until_stdin_closes))
+    except (OSError, ValueError, StorageError) as error:
+        print(f"The exchange cannot run: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run_loop(work: object) -> None:
+    """Run a coroutine in uvloop where that installs: this process is ours."""
+    run: Callable[[object], object] = asyncio.run  # type: ignore[assignment]  # any coroutine
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        run = uvloop.run  # type: ignore[assignment]  # any coroutine
+    run(work)
+
+
+async def serve(config: ExchangeServingConfig, until_stdin_closes: bool) -> None:
+    """Serve until told to stop; prints the address once it is listening."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if until_stdin_closes:
+        loop.add_reader(sys.stdin, _check_stdin, stop)
+    runner = web.AppRunner(create_app(config), access_log=None, shutdown_timeout=5)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, config.host, config.port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise OSError(
+                f"cannot listen on {config.host} port {config.port}: {error.strerror}. "
+                "Choose another port, or 0 for any free one."
+            ) from error
+        url = f"http://{_visible(config.host)}:{runner.addresses[0][1]}"
+        if token := config.auth.user_token():
+            remember(url, token=token)
+        else:
+            logger.warning("INSECURE: everybody who reaches %s may do everything", url)
+        logger.info("exchange at %s, backend %s", url, config.backend.kind)
+        print(url, flush=True)
+        await stop.wait()
+        logger.info("stopping")
+        forget(url)
+    finally:
+        await runner.cleanup()
+
+
+def _check_stdin(stop: asyncio.Event) -> None:
+    if not os.read(sys.stdin.fileno(), 4096):
+        stop.set()
+
+
+def _visible(host: str) -> str:
+    """Return the address under which others reach what listens on `host`."""
+    if host in ("0.0.0.0", "::", ""):
+        from academy.socket import address_by_hostname
+
+        return address_by_hostname()
+    return f"[{host}]" if ":" in host else host
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,323 @@
+"""The hosted exchange's routes: parse, ask the broker, reply."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+from uuid import UUID
+
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from academy.exception import (
+    AcademyError,
+    ExchangeError,
+    ForbiddenError,
+    IncompatibleNetworkProtocolError,
+    ProtocolError,
+    UnauthorizedError,
+)
+from academy.exchange.broker import Broker
+from academy.exchange.cloud import protocol
+from academy.exchange.cloud.auth import Authority, Credentials
+from academy.exchange.cloud.config import ExchangeServingConfig
+from academy.exchange.cloud.writer import Writer
+from academy.exchange.store import (
+    FROM_AGENT,
+    RESPONSE,
+    TO_AGENT,
+    Envelope,
+    MailboxRecord,
+)
+
+logger = logging.getLogger(__name__)
+
+_ADDRESS_FLAGS = RESPONSE | FROM_AGENT | TO_AGENT
+_HEAD = protocol.MESSAGE.size
+_unpack = protocol.MESSAGE.unpack_from
+
+
+def create_app(config: ExchangeServingConfig | None = None) -> web.Application:
+    """Make the exchange's web application; it opens its store when it starts."""
+    config = config or ExchangeServingConfig()
+    server = Server(config)
+    app = web.Application()
+    app.router.add_get(protocol.PATH, server.connect)
+    app.cleanup_ctx.append(server.run)
+    return app
+
+
+class Server:
+    """What the connections of one exchange share."""
+
+    def __init__(self, config: ExchangeServingConfig) -> None:
+        self.config = config
+        self.authority: Authority = config.auth.authority()
+        self.broker = Broker(config.backend.store(), config.limits.broker_limits())
+        self._connections: set[Connection] = set()
+
+    async def run(self, app: web.Application) -> AsyncIterator[None]:
+        """Keep the broker open for as long as the application runs."""
+        await self.broker.open()
+        app.on_shutdown.append(self._disconnect_all)
+        yield
+        await self.broker.close()
+
+    async def _disconnect_all(self, _: web.Application) -> None:
+        await self.broker.settle()
+        closing = [c.close(WSCloseCode.GOING_AWAY) for c in self._connections]
+        await asyncio.gather(*closing, return_exceptions=True)
+
+    async def connect(self, request: web.Request) -> web.StreamResponse:
+        """Serve one client's WebSocket."""
+        try:
+            credentials = self._admit(request)
+            session = bytes.fromhex(request.headers.get(protocol.SESSION_HEADER, ""))
+            if len(session) != 16:
+                raise ProtocolError(
+                    f"{protocol.SESSION_HEADER} has to be 32 hex digits"
+                )
+        except UnauthorizedError as error:
+            return _refusal(401, error)
+        except (ExchangeError, IncompatibleNetworkProtocolError) as error:
+            return _refusal(400, error)
+        except ValueError as error:
+            return _refusal(400, ProtocolError(str(error)))
+        limit = self.config.limits.max_message_bytes
+        ws = web.WebSocketResponse(
+            max_msg_size=limit + 2 * 1_000_000, heartbeat=30, compress=False
+        )
+        await ws.prepare(request)
+        connection = Connection(self, ws, session, credentials)
+        self._connections.add(connection)
+        try:
+            await connection.serve()
+        finally:
+            self._connections.discard(connection)
+        return ws
+
+    def _admit(self, request: web.Request) -> Credentials:
+        version = request.headers.get(protocol.PROTOCOL_HEADER)
+        if version != str(protocol.PROTOCOL):
+            raise IncompatibleNetworkProtocolError(version, protocol.PROTOCOL)
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        return self.authority.verify(token if scheme == "Bearer" else None)
+
+
+def _refusal(status: int, error: AcademyError) -> web.Response:
+    return web.json_response(protocol.pack_error(error), status=status)
+
+
+Method = Callable[["Connection", dict[str, Any], Credentials], Coroutine[Any, Any, Any]]
+
+
+class Connection:
+    """One client's WebSocket: turns records into calls of the broker, and back.
+
+    A client speaks for the mailboxes that it has attached, each opened with the
+    mailbox's own token; `_credentials` keeps what each of them may do.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        ws: web.WebSocketResponse,
+        session: bytes,
+        credentials: Credentials,
+    ) -> None:
+        self._server = server
+        self._broker = server.broker
+        self._ws = ws
+        self._writer = Writer(ws.send_bytes)
+        self._user = credentials
+        self._credentials: dict[bytes, Credentials] = {}
+        self._session = self._broker.connect(session, self)
+
+    async def serve(self) -> None:
+        """Work until the connection ends."""
+        writing = asyncio.create_task(self._write())
+        broker = self._broker
+        self._writer.put(
+            protocol.welcome(
+                {
+                    "protocol": protocol.PROTOCOL,
+                    "sequence": broker.last_sequence(self._session),
+                    "max_message_bytes": broker.limits.max_message_bytes,
+                }
+            )
+        )
+        try:
+            async for message in self._ws:
+                if message.type is not WSMsgType.BINARY:
+                    raise ProtocolError(
+                        f"a {message.type.name} message is not expected"
+                    )
+                for kind, record in protocol.records(message.data):
+                    if kind == protocol.SEND:
+                        self._take(record)
+                    elif kind == protocol.RECEIPT:
+                        count = protocol.read_count(record)
+                        broker.acknowledge(self._session, count)
+                    elif kind == protocol.CALL:
+                        await self._call(record)
+                    else:
+                        raise ProtocolError(f"records of kind {kind} come from servers")
+        except ProtocolError as error:
+            logger.warning("closed the connection of %s: %s", self._user.subject, error)
+            await self.close(WSCloseCode.PROTOCOL_ERROR, str(error))
+        finally:
+            broker.disconnect(self._session)
+            writing.cancel()
+            with suppress(asyncio.CancelledError):
+                await writing
+
+    async def _write(self) -> None:
+        with suppress(ConnectionError):  # the reading side learns of it as well
+            await self._writer.run()
+
+    async def close(self, code: int, reason: str = "") -> None:
+        """Send what is queued and close the WebSocket."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._writer.flushed(), 1)
+        await self._ws.close(code=code, message=reason.encode()[:120])
+
+    def _take(self, record: memoryview) -> None:
+        _, _, flags, sequence, answers, dest, src, tag = _unpack(record)
+        payload = bytes(record[_HEAD:])
+        envelope = Envelope(
+            dest, src, tag, flags & _ADDRESS_FLAGS, payload, len(record), answers
+        )
+        self._broker.post(self._session, sequence, envelope)
+
+    async def _call(self, record: memoryview) -> None:
+        number, content = protocol.read_numbered(record)
+        try:
+            method = _METHODS[content["method"]]
+            # A client speaks as one of its mailboxes, or as whoever connected.
+            speaker = self._credentials.get(bytes.fromhex(content.get("as", "")))
+            result = await method(self, content, speaker or self._user)
+            reply = {"result": result}
+        except AcademyError as error:
+            reply = protocol.pack_error(error)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ProtocolError(f"a call that makes no sense: {error!r}") from error
+        self._writer.put(protocol.numbered(protocol.REPLY, number, reply))
+
+    # --- calls
+
+    async def _register(self, call: dict[str, Any], by: Credentials) -> Any:
+        if "token" in call:
+            by = self._server.authority.verify(call["token"])
+        records = [
+            MailboxRecord(
+                UUID(item["uid"]).bytes,
+                bool(item["agent"]),
+                item.get("name"),
+                tuple(item.get("classes", ())),
+                creator=by.subject,
+            )
+            for item in call["mailboxes"]
+        ]
+        await self._broker.register(records)
+        return [self._server.authority.mailbox_token(record.uid) for record in records]
+
+    async def _attach(self, call: dict[str, Any], by: Credentials) -> Any:
+        return await asyncio.gather(*map(self._attach_one, call["mailboxes"]))
+
+    async def _attach_one(self, item: dict[str, Any]) -> dict[str, Any] | None:
+        uid = UUID(item["uid"]).bytes
+        try:
+            credentials = self._server.authority.verify(item.get("token"))
+            if not credentials.may_attach(uid, self._broker.creator(uid)):
+                raise ForbiddenError("the token does not open this mailbox")
+            await self._broker.attach(
+                self._session,
+                uid,
+                bytes.fromhex(item["incarnation"]),
+                resume=bool(item.get("resume")),
+                held=[bytes.fromhex(tag) for tag in item.get("held", ())],
+            )
+            self._credentials[uid] = credentials
+        except AcademyError as error:
+            return protocol.pack_error(error)
+        return None
+
+    async def _detach(self, call: dict[str, Any], by: Credentials) -> None:
+        uid = UUID(call["uid"]).bytes
+        self._credentials.pop(uid, None)
+        await self._broker.settle()
+        self._broker.detach(self._session, uid)
+
+    async def _terminate(self, call: dict[str, Any], by: Credentials) -> None:
+        uid = UUID(call["uid"]).bytes
+        if not by.may_terminate(uid, self._broker.creator(uid)):
+            raise ForbiddenError(
+                "a mailbox's token terminates its own and its children"
+            )
+        await self._broker.terminate(uid, self._session)
+
+    async def _status(self, call: dict[str, Any], by: Credentials) -> str:
+        return self._broker.status(UUID(call["uid"]).bytes).value
+
+    async def _silence(self, call: dict[str, Any], by: Credentials) -> float | None:
+        return self._broker.silence(UUID(call["uid"]).bytes)
+
+    async def _touch(self, call: dict[str, Any], by: Credentials) -> None:
+        self._broker.touch(UUID(call["uid"]).bytes)
+
+    async def _stats(self, call: dict[str, Any], by: Credentials) -> dict[str, int]:
+        return asdict(self._broker.stats(UUID(call["uid"]).bytes))
+
+    async def _discover(self, call: dict[str, Any], by: Credentials) -> Any:
+        found = self._broker.discover(call["agent"], bool(call["allow_subclasses"]))
+        return [[record.uid.hex(), record.name] for record in found]
+
+    # --- what the broker says (Consumer)
+
+    def deliver(self, envelope: Envelope) -> None:
+        payload = envelope.payload
+        size = len(payload)
+        flags = envelope.flags
+        if envelope.redelivered:
+            flags |= protocol.REDELIVERED
+        head = protocol.message_head(
+            protocol.DELIVER,
+            flags,
+            envelope.number,
+            0,
+            envelope.dest,
+            envelope.src,
+            envelope.tag,
+            size,
+        )
+        self._writer.put_parts(size + _HEAD, head, payload)
+
+    def confirm(self, sequence: int) -> None:
+        self._writer.put(protocol.confirm(sequence))
+
+    def refuse(self, sequence: int, tag: bytes, error: AcademyError) -> None:
+        self._writer.put(protocol.refuse(sequence, tag, error))
+
+    def lost(self, uid: bytes, error: AcademyError) -> None:
+        self._credentials.pop(uid, None)
+        self._writer.put(protocol.lost(uid, error))
+
+    def reset(self, error: AcademyError) -> None:
+        closing = self.close(WSCloseCode.SERVICE_RESTART, str(error))
+        self._closing = asyncio.get_running_loop().create_task(closing)
+
+
+_METHODS: dict[str, Method] = {
+    "register": Connection._register,
+    "attach": Connection._attach,
+    "detach": Connection._detach,
+    "terminate": Connection._terminate,
+    "status": Connection._status,
+    "silence": Connection._silence,
+    "touch": Connection._touch,
+    "stats": Connection._stats,
+    "discover": Connection._discover,
+}

@@ -1,0 +1,221 @@
+"""Clients of a hosted exchange."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from academy.exception import ExchangeError
+from academy.exchange.client_config import ExchangeClientConfig
+from academy.exchange.cloud.credentials import find_token
+from academy.exchange.cloud.link import Link, acquire, release
+from academy.exchange.directory import new_agents
+from academy.exchange.factory import ExchangeFactory
+from academy.exchange.inbox import Inbox
+from academy.exchange.mailbox_status import MailboxStatus
+from academy.exchange.store import MailboxRecord
+from academy.exchange.transport import AgentRegistration, MailboxOwner
+from academy.identifier import AgentId, EntityId, UserId
+from academy.serialize import NoPickleMixin
+from academy.stats import AgentStats
+
+if TYPE_CHECKING:
+    from academy.agent import Agent
+    from academy.message import Message
+
+
+class HttpExchangeFactory(ExchangeFactory):
+    """Makes clients of a hosted exchange.
+
+    All clients of one event loop share one outbound connection.
+
+    Args:
+        url: address of the exchange, `http://host:port`.
+        token: who the clients are. Without one, `ACADEMY_EXCHANGE_TOKEN` and then
+            `exchange.json` under the Academy home are searched for this url.
+        auth_method: None for the exchange's own tokens.
+        additional_headers: sent with each connection.
+        request_timeout_s: seconds that the exchange may take to accept a connection.
+        config: how clients show that they are alive.
+        retries: how often the first connection is tried again.
+        initial_retry_backoff: seconds before the first retry; doubles with each.
+        reconnect_timeout_s: seconds that a lost connection is tried again, before
+            calls in flight fail.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        auth_method: None = None,
+        additional_headers: Mapping[str, str] | None = None,
+        request_timeout_s: float = 60,
+        config: ExchangeClientConfig | None = None,
+        retries: int = 1,
+        initial_retry_backoff: float = 1,
+        reconnect_timeout_s: float = 3600,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.additional_headers = dict(additional_headers or {})
+        self.request_timeout_s = request_timeout_s
+        self.client_config = config or ExchangeClientConfig()
+        self.first_patience = initial_retry_backoff * (2**retries - 1)
+        self.reconnect_timeout_s = reconnect_timeout_s
+        self._token = token
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    @property
+    def link_key(self) -> tuple[str, tuple[tuple[str, str], ...]]:
+        """What clients must have in common to share a connection."""
+        return self.url, tuple(sorted(self.additional_headers.items()))
+
+    def find_token(self) -> str | None:
+        """Return the token to use, if there is one to be found."""
+        return self._token or find_token(self.url)
+
+    async def connect(
+        self,
+        registration: AgentRegistration[Any] | None = None,
+        *,
+        name: str | None = None,
+    ) -> HttpExchangeTransport:
+        token = self.find_token()
+        if registration is not None:
+            token = token or registration.token
+        link = await acquire(self, token)
+        transport = HttpExchangeTransport(self, link)
+        try:
+            if registration is None:
+                await transport.register_user(UserId.new(name), token)
+            else:
+                await transport.attach(registration.agent_id, registration.token)
+        except BaseException:
+            await transport.close()
+            raise
+        return transport
+
+
+class HttpExchangeTransport(NoPickleMixin):
+    """A mailbox at a hosted exchange, served by the link that its loop shares."""
+
+    __slots__ = (
+        "_closed",
+        "_factory",
+        "_link",
+        "inbox",
+        "incarnation",
+        "mailbox_id",
+        "token",
+    )
+
+    mailbox_id: EntityId
+
+    def __init__(self, factory: HttpExchangeFactory, link: Link) -> None:
+        self._factory = factory
+        self._link = link
+        self._closed = False
+        self.inbox = Inbox()
+        self.incarnation = os.urandom(16)
+        self.token: str | None = None
+
+    async def attach(self, mailbox_id: EntityId, token: str | None) -> None:
+        """Become the consumer of a mailbox."""
+        self.mailbox_id = mailbox_id
+        self.token = token
+        await self._link.attach(self)
+
+    async def register_user(self, user: UserId, token: str | None) -> None:
+        """Register a user's mailbox and become its consumer."""
+        item = {"uid": user.uid.hex, "agent": False, "name": user.name}
+        tokens = await self._link.call("register", mailboxes=[item], token=token)
+        await self.attach(user, tokens[0])
+
+    def start(self, owner: MailboxOwner) -> None:
+        self.inbox.start(owner)
+
+    def listen(self, timeout: float | None = None) -> AsyncGenerator[Message, None]:
+        return self.inbox.listen(timeout)
+
+    def post(self, message: Message) -> None:
+        if self._closed:
+            raise ExchangeError(f"the transport of {self.mailbox_id} is closed")
+        self._link.post(message, self.inbox)
+
+    async def send(self, message: Message) -> None:
+        if self._closed:
+            raise ExchangeError(f"the transport of {self.mailbox_id} is closed")
+        stored = asyncio.get_running_loop().create_future()
+        self._link.post(message, self.inbox, stored)
+        await stored
+
+    async def _call(self, method: str, **arguments: Any) -> Any:
+        speaker = self.mailbox_id.uid.hex
+        return await self._link.call(method, **{"as": speaker}, **arguments)
+
+    async def register_agents(
+        self, agents: Sequence[tuple[type[Agent], str | None]]
+    ) -> list[AgentRegistration[Any]]:
+        made = new_agents(agents)
+        items = [_mailbox(record) for _, record in made]
+        tokens = await self._call("register", mailboxes=items)
+        return [
+            AgentRegistration(aid, token)
+            for (aid, _), token in zip(made, tokens, strict=True)
+        ]
+
+    async def register_agent(
+        self, agent: type[Agent], *, name: str | None = None
+    ) -> AgentRegistration[Any]:
+        (registration,) = await self.register_agents([(agent, name)])
+        return registration
+
+    async def discover(
+        self, agent: str, *, allow_subclasses: bool = True
+    ) -> tuple[AgentId[Any], ...]:
+        found = await self._call(
+            "discover", agent=agent, allow_subclasses=allow_subclasses
+        )
+        return tuple(AgentId(uid=UUID(uid), name=name) for uid, name in found)
+
+    async def status(self, uid: EntityId) -> MailboxStatus:
+        return MailboxStatus(await self._call("status", uid=uid.uid.hex))
+
+    async def terminate(self, uid: EntityId) -> None:
+        await self._call("terminate", uid=uid.uid.hex)
+
+    async def update_heartbeat(self) -> None:
+        await self._call("touch", uid=self.mailbox_id.uid.hex)
+
+    async def heartbeat_status(self, uid: EntityId) -> float | None:
+        silence: float | None = await self._call("silence", uid=uid.uid.hex)
+        return silence
+
+    async def agent_stats(self, uid: EntityId) -> AgentStats:
+        return AgentStats(**await self._call("stats", uid=uid.uid.hex))
+
+    def factory(self) -> HttpExchangeFactory:
+        return self._factory
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            await self._link.detach(self)
+        finally:
+            await release(self._factory, self._link)
+
+
+def _mailbox(record: MailboxRecord) -> dict[str, Any]:
+    return {
+        "uid": record.uid.hex(),
+        "agent": record.agent,
+        "name": record.name,
+        "classes": record.classes,
+    }

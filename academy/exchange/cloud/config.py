@@ -1,0 +1,186 @@
+"""What an operator may choose about a hosted exchange."""
+
+from __future__ import annotations
+
+import difflib
+import getpass
+import logging
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from academy.exchange.broker import Limits
+from academy.exchange.cloud.auth import Authority, OpenAuthority, TokenAuthority
+from academy.exchange.cloud.credentials import signing_key
+from academy.home import get_academy_home
+
+if TYPE_CHECKING:
+    from academy.exchange.store import Store
+
+DAY = 86_400.0
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class AuthConfig(_Section):
+    """How clients prove who they are.
+
+    Attributes:
+        method: "token" (signed tokens), or "none" (everybody may do everything, which
+            has to be asked for).
+        key_file: the key that signs tokens; made (mode 0600) where there is none.
+            Default: `exchange.key` under the Academy home.
+        token_lifetime: seconds that a token is good for.
+    """
+
+    method: Literal["token", "none"] = "token"
+    key_file: Path | None = None
+    token_lifetime: float = Field(default=90 * DAY, gt=0)
+
+    def authority(self) -> Authority:
+        """Make the authority that this section describes."""
+        if self.method == "none":
+            return OpenAuthority()
+        return TokenAuthority(signing_key(self.key_file), self.token_lifetime)
+
+    def user_token(self) -> str | None:
+        """Issue a token for the user who runs the exchange; None if none is needed."""
+        authority = self.authority()
+        if isinstance(authority, TokenAuthority):
+            return authority.user_token(getpass.getuser())
+        return None
+
+
+class BackendConfig(_Section):
+    """Where mailboxes and messages are kept.
+
+    Attributes:
+        kind: "sqlite" (a file), or "memory" (also spelled "python"; ends with the
+            process).
+        path: the SQLite file, on a local disk. Default: `exchange.db` under the
+            Academy home.
+        durability: "process" survives the death of any process, "power" a power cut
+            as well, at the price of a wait for the disk.
+    """
+
+    kind: Literal["sqlite", "memory"] = "sqlite"
+    path: Path | None = None
+    durability: Literal["process", "power"] = "process"
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _old_name(cls, kind: object) -> object:
+        return "memory" if kind == "python" else kind
+
+    def store(self) -> Store:
+        """Make the store that this section describes."""
+        if self.kind == "memory":
+            from academy.exchange.store.memory import MemoryStore
+
+            return MemoryStore()
+        from academy.exchange.store.sqlite import SqliteStore
+
+        path = self.path or get_academy_home() / "exchange.db"
+        return SqliteStore(path.expanduser(), self.durability)
+
+
+class LimitsConfig(_Section):
+    """What the exchange refuses (see `academy.exchange.broker.Limits`)."""
+
+    max_message_bytes: int = Field(default=Limits.max_message_bytes, gt=0)
+    max_mailbox_messages: int = Field(default=Limits.max_mailbox_messages, gt=0)
+    max_mailbox_bytes: int = Field(default=Limits.max_mailbox_bytes, gt=0)
+
+    def broker_limits(self) -> Limits:
+        """Return the limits in the broker's words."""
+        return Limits(**self.model_dump())
+
+
+class LoggerConfig(_Section):
+    """What the server logs, to standard error.
+
+    Attributes:
+        level: a name of a level, or its number.
+    """
+
+    level: str | int = "INFO"
+
+    @field_validator("level")
+    @classmethod
+    def _known(cls, level: str | int) -> str | int:
+        names = logging.getLevelNamesMapping()
+        if isinstance(level, str) and level.upper() not in names:
+            raise ValueError(f"levels are {', '.join(names)}")
+        return level.upper() if isinstance(level, str) else level
+
+
+class ExchangeServingConfig(_Section):
+    """A hosted exchange.
+
+    Attributes:
+        host: address to listen on; "0.0.0.0" for all.
+        port: port to listen on; 0 for any free one.
+        insecure: the same as `auth.method = "none"`.
+        auth: how clients prove who they are.
+        backend: where mailboxes and messages are kept.
+        limits: what is refused.
+        logger: what is logged.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8700, ge=0, le=65535)
+    insecure: bool = False
+    auth: AuthConfig = Field(default_factory=AuthConfig)
+    backend: BackendConfig = Field(default_factory=BackendConfig)
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    logger: LoggerConfig = Field(default_factory=LoggerConfig)
+
+    def model_post_init(self, _: object) -> None:
+        """Let `insecure` say what `auth.method` says."""
+        if self.insecure:
+            self.auth = AuthConfig(method="none")
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """Read a configuration file.
+
+        Raises:
+            ValueError: it is not TOML, or a key or value in it is not known; the
+                message names the key, the value and the nearest right ones.
+            FileNotFoundError: it does not exist.
+        """
+        path = Path(path)
+        try:
+            content = tomllib.loads(path.read_text())
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path} is not TOML: {error}") from error
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            problems = "\n".join(_problems(cls, error))
+            raise ValueError(f"{path}:\n{problems}") from error
+
+
+def _problems(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
+    for item in error.errors():
+        key = ".".join(map(str, item["loc"]))
+        if item["type"] == "extra_forbidden":
+            known = list(_section(model, item["loc"][:-1]).model_fields)
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, 1)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            yield f"  unknown key {key!r}{hint} Known here: {', '.join(known)}."
+        else:
+            yield f"  {key} = {item['input']!r}: {item['msg']}"
+
+
+def _section(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel]:
+    for name in path:
+        inner = model.model_fields[name].annotation
+        assert isinstance(inner, type)
+        model = inner
+    return model

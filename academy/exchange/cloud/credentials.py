@@ -1,0 +1,61 @@
+"""Where a user's tokens and an exchange's key lie: private files under the home."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from academy.home import get_academy_home, write_private
+
+TOKEN_VARIABLE = "ACADEMY_EXCHANGE_TOKEN"
+
+
+def exchanges_file() -> Path:
+    """Return the file that knows the exchanges of this user, by url."""
+    return get_academy_home() / "exchange.json"
+
+
+def known_exchanges() -> dict[str, dict[str, Any]]:
+    """Return what was remembered of exchanges, by url; empty if nothing was."""
+    try:
+        content = json.loads(exchanges_file().read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def find_token(url: str) -> str | None:
+    """Return the token from the environment, or the one remembered for a url."""
+    if token := os.environ.get(TOKEN_VARIABLE):
+        return token
+    token = known_exchanges().get(url.rstrip("/"), {}).get("token")
+    return str(token) if token else None
+
+
+def remember(url: str, **facts: Any) -> None:
+    """Keep what clients of this user need to use an exchange."""
+    write_private(
+        exchanges_file(),
+        json.dumps(known_exchanges() | {url.rstrip("/"): facts}, indent=2),
+    )
+
+
+def forget(url: str) -> None:
+    """Remove what was remembered of an exchange."""
+    known = known_exchanges()
+    if known.pop(url.rstrip("/"), None) is not None:
+        write_private(exchanges_file(), json.dumps(known, indent=2))
+
+
+def signing_key(path: Path | None = None) -> str:
+    """Read the key that signs tokens; make it (mode 0600) where there is none."""
+    path = path or get_academy_home() / "exchange.key"
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        key = secrets.token_hex(32)
+        write_private(path, key)
+        return key

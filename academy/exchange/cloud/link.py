@@ -1,0 +1,439 @@
+"""One outbound connection of an event loop to an exchange, shared by its mailboxes.
+
+A `Link` outlives its connections: when one is lost it connects again, says for each
+mailbox what it still holds, and sends again what was not confirmed. Calls in flight
+do not notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import random
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
+
+import aiohttp
+
+from academy.exception import (
+    AcademyError,
+    ExchangeConnectionError,
+    ExchangeError,
+    MessageTooLargeError,
+    ProtocolError,
+    SupersededError,
+)
+from academy.exchange.cloud import protocol
+from academy.exchange.cloud.writer import Writer
+from academy.exchange.directory import address_flags
+from academy.exchange.inbox import Inbox
+from academy.exchange.outbox import Outbox
+from academy.exchange.store import FROM_AGENT
+from academy.identifier import EntityId, entity_id
+from academy.message import Message, encode_body
+
+if TYPE_CHECKING:
+    from academy.exchange.cloud.client import HttpExchangeFactory
+
+logger = logging.getLogger(__name__)
+
+_HEAD = protocol.MESSAGE.size
+_unpack = protocol.MESSAGE.unpack_from
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 15.0
+
+
+class Attachment(Protocol):
+    """A mailbox that a link serves."""
+
+    mailbox_id: EntityId
+    inbox: Inbox
+    incarnation: bytes
+    token: str | None
+
+
+class Link:
+    """A connection to one exchange and everything that has to survive its loss.
+
+    Invariants: `_outbox` holds the messages that the exchange may not have stored,
+    `_calls` the calls without a reply. Both are sent again through each new
+    connection, in order. `_error` is set when there will be no more connections.
+    """
+
+    def __init__(self, factory: HttpExchangeFactory, token: str | None) -> None:
+        self.users = 0
+        self._factory = factory
+        self._token = token
+        self._session = os.urandom(16)
+        self._outbox = Outbox()
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, tuple[dict[str, Any], asyncio.Future[Any]]] = {}
+        self._attached: dict[bytes, Attachment] = {}
+        self._entities: dict[bytes, EntityId] = {}
+        self._writer: Writer | None = None
+        self._limit = 0
+        self._error: AcademyError | None = None
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    # --- life
+
+    @property
+    def failed(self) -> bool:
+        """Whether this link has given up."""
+        return self._error is not None
+
+    async def ready(self) -> None:
+        """Wait for the first connection.
+
+        Raises:
+            ExchangeConnectionError: nobody answers, within the factory's retries.
+            UnauthorizedError: the token is refused.
+        """
+        await asyncio.wait([self._ready])
+        if self._error is not None:
+            raise self._error
+
+    async def close(self) -> None:
+        """Disconnect, after what was posted is confirmed (5 s at most)."""
+        if self._writer is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._outbox.drained(), 5)
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        self._fail(ExchangeError(f"the connection to {self._factory.url} was closed"))
+
+    async def _run(self) -> None:
+        url = self._factory.url
+        try:
+            async with aiohttp.ClientSession(trust_env=True) as http:
+                ws = await self._connect(http, self._factory.first_patience)
+                while True:
+                    reason = await self._use(ws)
+                    logger.warning("lost %s: %s", url, reason)
+                    ws = await self._connect(http, self._factory.reconnect_timeout_s)
+                    logger.info("connected to %s again", url)
+        except AcademyError as error:
+            self._fail(error)
+        except Exception as error:
+            logger.exception("the connection to %s failed", url)
+            self._fail(ExchangeConnectionError(url, repr(error)))
+
+    async def _connect(
+        self, http: aiohttp.ClientSession, patience: float
+    ) -> aiohttp.ClientWebSocketResponse:
+        """Connect, trying again for `patience` seconds."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return await self._connect_once(http)
+            except (OSError, aiohttp.ClientError, TimeoutError) as error:
+                if loop.time() + pause > deadline:
+                    reason = str(error) or type(error).__name__
+                    raise ExchangeConnectionError(self._factory.url, reason) from error
+            # Jitter: the workers of a campaign do not come back all at once.
+            await asyncio.sleep(pause * random.uniform(0.5, 1))
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _connect_once(
+        self, http: aiohttp.ClientSession
+    ) -> aiohttp.ClientWebSocketResponse:
+        headers = dict(self._factory.additional_headers)
+        headers[protocol.PROTOCOL_HEADER] = str(protocol.PROTOCOL)
+        headers[protocol.SESSION_HEADER] = self._session.hex()
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        try:
+            async with asyncio.timeout(self._factory.request_timeout_s):
+                return await http.ws_connect(
+                    self._factory.url + protocol.PATH,
+                    headers=headers,
+                    max_msg_size=0,
+                    heartbeat=self._factory.client_config.heartbeat_interval,
+                    compress=0,
+                )
+        except aiohttp.WSServerHandshakeError as error:
+            if error.status >= 500 or error.status == 429:
+                raise
+            raise await self._explain(http, headers, error) from error
+
+    async def _explain(
+        self,
+        http: aiohttp.ClientSession,
+        headers: dict[str, str],
+        error: aiohttp.WSServerHandshakeError,
+    ) -> Exception:
+        """Ask again without the upgrade, since only then the answer has a body."""
+        address = self._factory.url
+        async with http.get(address + protocol.PATH, headers=headers) as r:
+            try:
+                problem = protocol.unpack_error(await r.json())
+            except (aiohttp.ClientError, ValueError):
+                text = f"it is not an exchange of this protocol (status {error.status})"
+                return ExchangeConnectionError(address, text)
+        if isinstance(problem, ExchangeError) and len(problem.args) == 1:
+            return type(problem)(f"{address}: {problem}")
+        return problem
+
+    # --- one connection
+
+    async def _use(self, ws: aiohttp.ClientWebSocketResponse) -> str:
+        """Work with a connection until it is lost; return why."""
+        writer = Writer(ws.send_bytes)
+        writing = asyncio.create_task(_write(writer))
+        try:
+            async for message in ws:
+                if message.type is not aiohttp.WSMsgType.BINARY:
+                    return f"a {message.type.name} message is not expected"
+                received = 0
+                for kind, record in protocol.records(message.data):
+                    if kind == protocol.DELIVER:
+                        received += 1
+                        self._deliver(record)
+                    elif kind == protocol.CONFIRM:
+                        self._outbox.confirm(protocol.read_confirm(record))
+                    elif kind == protocol.WELCOME:
+                        self._resume(writer, protocol.read_json(record))
+                    else:
+                        self._learn(kind, record)
+                if received:
+                    writer.put(protocol.numbered(protocol.RECEIPT, received))
+            return f"closed with code {ws.close_code}"
+        except ProtocolError as error:
+            return str(error)
+        finally:
+            self._writer = None
+            writing.cancel()
+            await asyncio.wait([writing])
+            await ws.close()
+
+    def _resume(self, writer: Writer, welcome: dict[str, Any]) -> None:
+        """Take up the work where the last connection has left it."""
+        self._limit = welcome["max_message_bytes"]
+        self._outbox.confirm(welcome["sequence"])
+        if self._attached:
+            number = next(self._numbers)
+            boxes = list(self._attached.values())
+            done = asyncio.get_running_loop().create_future()
+            done.add_done_callback(lambda done: _tell_lost(boxes, done))
+            call = {"method": "attach", "mailboxes": self._holdings()}
+            self._calls = {number: (call, done), **self._calls}
+        for number, (call, _) in self._calls.items():
+            writer.put(protocol.numbered(protocol.CALL, number, call))
+        for sent in self._outbox:
+            if sent.record:
+                writer.put(sent.record)
+        self._writer = writer
+        if not self._ready.done():
+            self._ready.set_result(None)
+
+    def _holdings(self) -> list[dict[str, Any]]:
+        held = {uid: list(box.inbox.held()) for uid, box in self._attached.items()}
+        for sent in self._outbox:
+            uid = sent.message.src.uid.bytes
+            if uid in held and sent.message.is_response():
+                held[uid].append(sent.message.tag)
+        return [
+            attach_arguments(box, resume=True, held=held[uid])
+            for uid, box in self._attached.items()
+        ]
+
+    def _deliver(self, record: memoryview) -> None:
+        _, _, flags, number, _, dest, src, tag = _unpack(record)
+        box = self._attached.get(dest)
+        if box is None:
+            return
+        source = self._entities.get(src)
+        if source is None:
+            if len(self._entities) > 100_000:
+                self._entities.clear()
+            source = self._entities[src] = entity_id(bool(flags & FROM_AGENT), src)
+        box.inbox.deliver(
+            Message(
+                source,
+                box.mailbox_id,
+                tag,
+                data=record[_HEAD:],
+                lease=number,
+                redelivered=bool(flags & protocol.REDELIVERED),
+            )
+        )
+
+    def _learn(self, kind: int, record: memoryview) -> None:
+        if kind == protocol.REPLY:
+            number, reply = protocol.read_numbered(record)
+            _, done = self._calls.pop(number, (None, None))
+            if done is None or done.done():
+                return
+            if "error" in reply:
+                done.set_exception(protocol.unpack_error(reply))
+            else:
+                done.set_result(reply["result"])
+        elif kind == protocol.REFUSE:
+            self._outbox.refuse(*protocol.read_refuse(record))
+        elif kind == protocol.LOST:
+            uid, error = protocol.read_lost(record)
+            box = self._attached.pop(uid, None)
+            if box is not None:
+                box.inbox.lost(error)
+        else:
+            raise ProtocolError(f"records of kind {kind} come from clients")
+
+    def _fail(self, error: AcademyError) -> None:
+        """Tell everybody who waits that nothing will come any more."""
+        if self._error is not None:
+            return
+        self._error = error
+        if not self._ready.done():
+            self._ready.set_result(None)
+        calls, self._calls = self._calls, {}
+        for _, done in calls.values():
+            if not done.done():
+                done.set_exception(error)
+        self._outbox.fail(error)
+        attached, self._attached = self._attached, {}
+        for box in attached.values():
+            box.inbox.lost(error)
+
+    # --- what transports use
+
+    async def call(self, method: str, **arguments: Any) -> Any:
+        """Ask the exchange; survives a lost connection, since calls are idempotent."""
+        if self._error is not None:
+            raise self._error
+        number = next(self._numbers)
+        done = asyncio.get_running_loop().create_future()
+        call = {"method": method, **arguments}
+        self._calls[number] = (call, done)
+        if self._writer is not None:
+            self._writer.put(protocol.numbered(protocol.CALL, number, call))
+        try:
+            return await done
+        finally:
+            self._calls.pop(number, None)
+
+    async def attach(self, box: Attachment) -> None:
+        """Become the consumer of a mailbox."""
+        uid = box.mailbox_id.uid.bytes
+        older = self._attached.get(uid)
+        # From here on, since a delivery may come right behind the reply.
+        self._attached[uid] = box
+        try:
+            (problem,) = await self.call("attach", mailboxes=[attach_arguments(box)])
+            if problem is not None:
+                raise protocol.unpack_error(problem)
+        except BaseException:
+            if self._attached.get(uid) is box:
+                del self._attached[uid]
+            raise
+        if older is not None:
+            older.inbox.lost(SupersededError(box.mailbox_id))
+
+    async def detach(self, box: Attachment) -> None:
+        """Let go of a mailbox, after what it has sent."""
+        uid = box.mailbox_id.uid.bytes
+        if self._attached.get(uid) is box:
+            del self._attached[uid]
+            with suppress(ExchangeError):
+                await self.call("detach", uid=box.mailbox_id.uid.hex)
+
+    def post(
+        self,
+        message: Message,
+        inbox: Inbox,
+        stored: asyncio.Future[None] | None = None,
+    ) -> None:
+        """Send a message, now or through the next connection.
+
+        Raises:
+            MessageTooLargeError: it is above the exchange's limit.
+            Exception: its body does not serialize.
+        """
+        if self._error is not None:
+            raise self._error
+        parts = encode_body(message)
+        size = sum(map(len, parts))
+        if size + _HEAD > self._limit:
+            raise MessageTooLargeError(size + _HEAD, self._limit)
+        head = protocol.message_head(
+            protocol.SEND,
+            address_flags(message),
+            self._outbox.next_sequence(),
+            message.lease,
+            message.dest.uid.bytes,
+            message.src.uid.bytes,
+            message.tag,
+            size,
+        )
+        record = b"".join((head, *parts))
+        self._outbox.add(message, inbox, record, stored)
+        if self._writer is not None:
+            self._writer.put(record)
+
+
+async def _write(writer: Writer) -> None:
+    with suppress(ConnectionError, aiohttp.ClientError):  # the reader learns of it
+        await writer.run()
+
+
+def attach_arguments(
+    box: Attachment, *, resume: bool = False, held: list[bytes] | None = None
+) -> dict[str, Any]:
+    """Describe a mailbox to attach, in the words of the call."""
+    return {
+        "uid": box.mailbox_id.uid.hex,
+        "token": box.token,
+        "incarnation": box.incarnation.hex(),
+        "resume": resume,
+        "held": [tag.hex() for tag in held or ()],
+    }
+
+
+def _tell_lost(boxes: list[Attachment], done: asyncio.Future[Any]) -> None:
+    if done.cancelled() or done.exception() is not None:
+        return
+    for box, problem in zip(boxes, done.result(), strict=True):
+        if problem is not None:
+            box.inbox.lost(protocol.unpack_error(problem))
+
+
+_links: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, Link]] = (
+    WeakKeyDictionary()
+)
+
+
+async def acquire(factory: HttpExchangeFactory, token: str | None) -> Link:
+    """Return this event loop's link to a factory's exchange, connected.
+
+    Each one acquired is to be released.
+
+    Raises:
+        ExchangeConnectionError: nobody answers, within the factory's retries.
+        UnauthorizedError: the token is refused.
+    """
+    links = _links.setdefault(asyncio.get_running_loop(), {})
+    key = factory.link_key
+    link = links.get(key)
+    if link is None or link.failed:
+        link = links[key] = Link(factory, token)
+    link.users += 1
+    try:
+        await link.ready()
+    except BaseException:
+        await release(factory, link)
+        raise
+    return link
+
+
+async def release(factory: HttpExchangeFactory, link: Link) -> None:
+    """Give a link back; the last one closes it."""
+    link.users -= 1
+    if link.users == 0:
+        links = _links.get(asyncio.get_running_loop(), {})
+        if links.get(factory.link_key) is link:
+            del links[factory.link_key]
+        await link.close()

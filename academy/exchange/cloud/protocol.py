@@ -1,0 +1,212 @@
+"""The wire of the hosted exchange: binary records, many to a WebSocket message.
+
+A record begins with its length (4 bytes, all numbers little-endian, the length
+counts itself) and its kind (1 byte). The records that carry messages have a fixed
+header on which the server routes; the payload that follows is nobody's business.
+
+=======  =========  =========================================================
+kind     from       content
+=======  =========  =========================================================
+WELCOME  server     JSON: protocol, software, last sequence number, limits
+CALL     client     number (4), JSON: method and arguments
+REPLY    server     number (4), JSON: result or error
+SEND     client     flags (1), sequence (8), answers (8), dest, src, tag, payload
+DELIVER  server     flags (1), number (8), 0 (8), dest, src, tag, payload
+CONFIRM  server     sequence (8): everything up to it is stored or was refused
+REFUSE   server     sequence (8), tag (16), JSON: error
+RECEIPT  client     count (4): so many more deliveries were received
+LOST     server     mailbox (16), JSON: error
+=======  =========  =========================================================
+
+Sequence numbers count the messages of one session (a process's connection and the
+connections that replace it), so that what is sent again is recognised.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+from academy import exception
+from academy.exception import AcademyError, ExchangeError, ProtocolError
+from academy.identifier import AgentId, UserId
+
+PROTOCOL = 2
+"""Version of this wire; 1 is the REST protocol of other exchanges."""
+PATH = "/v2"
+"""Where a server takes WebSocket connections."""
+SESSION_HEADER = "Academy-Session"
+PROTOCOL_HEADER = "Academy-Protocol"
+
+WELCOME, CALL, REPLY, SEND, DELIVER, CONFIRM, REFUSE, RECEIPT, LOST = range(1, 10)
+
+REDELIVERED = 128
+"""Flag of a delivery that an earlier incarnation may have worked on."""
+
+HEAD = struct.Struct("<IB")
+MESSAGE = struct.Struct("<IBBQQ16s16s16s")
+_NUMBERED = struct.Struct("<IBI")
+_CONFIRM = struct.Struct("<IBQ")
+_REFUSE = struct.Struct("<IBQ16s")
+_LOST = struct.Struct("<IB16s")
+
+_SMALLEST = {
+    WELCOME: HEAD.size,
+    CALL: _NUMBERED.size,
+    REPLY: _NUMBERED.size,
+    SEND: MESSAGE.size,
+    DELIVER: MESSAGE.size,
+    CONFIRM: _CONFIRM.size,
+    REFUSE: _REFUSE.size,
+    RECEIPT: _NUMBERED.size,
+    LOST: _LOST.size,
+}
+
+
+def records(data: bytes) -> Iterator[tuple[int, memoryview]]:
+    """Cut a WebSocket message into (kind, record).
+
+    Raises:
+        ProtocolError: a record is cut short, too short for its kind, or unknown.
+    """
+    view = memoryview(data)
+    at, end = 0, len(view)
+    while at < end:
+        if end - at < HEAD.size:
+            raise ProtocolError(f"{end - at} bytes are left over at the end")
+        length, kind = HEAD.unpack_from(view, at)
+        smallest = _SMALLEST.get(kind)
+        if smallest is None:
+            raise ProtocolError(f"records of kind {kind} are unknown")
+        if length < smallest:
+            raise ProtocolError(f"a record of kind {kind} has only {length} bytes")
+        if length > end - at:
+            raise ProtocolError(f"a record of {length} bytes is cut at {end - at}")
+        yield kind, view[at : at + length]
+        at += length
+
+
+def message_head(
+    kind: int,
+    flags: int,
+    number: int,
+    answers: int,
+    dest: bytes,
+    src: bytes,
+    tag: bytes,
+    size: int,
+) -> bytes:
+    """Pack the header of a record that carries `size` bytes of payload."""
+    return MESSAGE.pack(
+        MESSAGE.size + size, kind, flags, number, answers, dest, src, tag
+    )
+
+
+def welcome(content: dict[str, Any]) -> bytes:
+    """Pack a WELCOME record."""
+    body = json.dumps(content).encode()
+    return HEAD.pack(HEAD.size + len(body), WELCOME) + body
+
+
+def numbered(kind: int, number: int, content: Any = None) -> bytes:
+    """Pack a CALL, REPLY or RECEIPT record."""
+    body = b"" if content is None else json.dumps(content).encode()
+    return _NUMBERED.pack(_NUMBERED.size + len(body), kind, number) + body
+
+
+def confirm(sequence: int) -> bytes:
+    """Pack a CONFIRM record."""
+    return _CONFIRM.pack(_CONFIRM.size, CONFIRM, sequence)
+
+
+def refuse(sequence: int, tag: bytes, error: AcademyError) -> bytes:
+    """Pack a REFUSE record."""
+    body = json.dumps(pack_error(error)).encode()
+    return _REFUSE.pack(_REFUSE.size + len(body), REFUSE, sequence, tag) + body
+
+
+def lost(uid: bytes, error: AcademyError) -> bytes:
+    """Pack a LOST record."""
+    body = json.dumps(pack_error(error)).encode()
+    return _LOST.pack(_LOST.size + len(body), LOST, uid) + body
+
+
+def read_json(record: memoryview, start: int = HEAD.size) -> Any:
+    """Decode the JSON at the end of a record.
+
+    Raises:
+        ProtocolError: it is not JSON.
+    """
+    try:
+        return json.loads(bytes(record[start:]))
+    except ValueError as error:
+        raise ProtocolError(
+            f"not JSON: {bytes(record[start : start + 40])!r}"
+        ) from error
+
+
+def read_numbered(record: memoryview) -> tuple[int, Any]:
+    """Unpack a CALL or REPLY record."""
+    return read_count(record), read_json(record, _NUMBERED.size)
+
+
+def read_count(record: memoryview) -> int:
+    """Unpack the number of a CALL, REPLY or RECEIPT record."""
+    number: int = _NUMBERED.unpack_from(record)[2]
+    return number
+
+
+def read_confirm(record: memoryview) -> int:
+    """Unpack a CONFIRM record."""
+    sequence: int = _CONFIRM.unpack_from(record)[2]
+    return sequence
+
+
+def read_refuse(record: memoryview) -> tuple[int, Exception]:
+    """Unpack a REFUSE record."""
+    sequence = _REFUSE.unpack_from(record)[2]
+    return sequence, unpack_error(read_json(record, _REFUSE.size))
+
+
+def read_lost(record: memoryview) -> tuple[bytes, Exception]:
+    """Unpack a LOST record."""
+    uid = _LOST.unpack_from(record)[2]
+    return uid, unpack_error(read_json(record, _LOST.size))
+
+
+# --- errors cross as the name of their class and their arguments
+
+
+def pack_error(error: AcademyError) -> dict[str, Any]:
+    """Turn an error into what JSON can carry."""
+    arguments = [
+        argument.model_dump(mode="json")
+        if isinstance(argument, AgentId | UserId)
+        else argument
+        if isinstance(argument, str | int | float | None)
+        else str(argument)
+        for argument in error.args
+    ]
+    return {"error": type(error).__name__, "arguments": arguments}
+
+
+def unpack_error(content: Any) -> Exception:
+    """Make the error again; what is not known becomes an `ExchangeError`."""
+    try:
+        kind = getattr(exception, content["error"], None)
+        arguments = [_argument(item) for item in content["arguments"]]
+        if isinstance(kind, type) and issubclass(kind, AcademyError):
+            return kind(*arguments)
+        return ExchangeError(f"{content['error']}: {', '.join(map(str, arguments))}")
+    except (KeyError, TypeError, ValueError):
+        return ExchangeError(f"the exchange answered with {content!r}")
+
+
+def _argument(item: Any) -> Any:
+    if not isinstance(item, dict):
+        return item
+    kind = AgentId if item["role"] == "agent" else UserId
+    return kind(uid=UUID(item["uid"]), name=item.get("name"))

@@ -1,0 +1,98 @@
+"""A hosted exchange for as long as a `with` block runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from academy.exception import ExchangeConnectionError
+from academy.exchange.cloud.client import HttpExchangeFactory
+from academy.exchange.cloud.config import AuthConfig
+from academy.home import private_directory, write_private
+
+
+@contextmanager
+def spawn_http_exchange(
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    level: int | str = logging.WARNING,
+    timeout: float = 30,
+    database: str | Path | None = None,
+    insecure: bool = False,
+) -> Generator[HttpExchangeFactory, None, None]:
+    """Run an exchange in a process of its own; yield a factory of its clients.
+
+    The process ends with the block, and with this process however that ends.
+
+    Args:
+        host: address to listen on; "0.0.0.0" for all.
+        port: port to listen on; 0 for any free one.
+        level: what the exchange logs, to standard error.
+        timeout: seconds that it may take to start.
+        database: SQLite file to keep mailboxes in. Default: in memory.
+        insecure: ask clients for no token.
+
+    Raises:
+        ExchangeConnectionError: it did not start; the reason is what it printed.
+    """
+    with tempfile.TemporaryDirectory(prefix="academy-exchange-") as folder:
+        home = private_directory(Path(folder) / "home")
+        auth = AuthConfig(method="none" if insecure else "token", key_file=home / "key")
+        backend = {"kind": "memory"} if database is None else {"path": str(database)}
+        lines = [f"host = {json.dumps(host)}", f"port = {port}"]
+        lines += ["[auth]", f'method = "{auth.method}"']
+        lines += [f"key_file = {json.dumps(str(auth.key_file))}"]
+        lines += ["[logger]", f"level = {json.dumps(level)}", "[backend]"]
+        lines += [f"{key} = {json.dumps(value)}" for key, value in backend.items()]
+        config = write_private(Path(folder) / "exchange.toml", "\n".join(lines))
+        token = auth.user_token()
+        command = [sys.executable, "-m", "academy.exchange.cloud"]
+        process = subprocess.Popen(
+            [*command, "--config", str(config), "--until-stdin-closes"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for this process, which ends the other
+            env={**os.environ, "ACADEMY_HOME": str(home)},
+        )
+        try:
+            url = _first_line(process, timeout)
+            if not url:
+                address = f"{host}:{port}"
+                raise ExchangeConnectionError(address, "its process did not start")
+            yield HttpExchangeFactory(url, token=token)
+        finally:
+            _end(process)
+
+
+def _first_line(process: subprocess.Popen[str], timeout: float) -> str:
+    assert process.stdout is not None
+    watchdog = threading.Timer(timeout, process.kill)
+    watchdog.start()
+    try:
+        return process.stdout.readline().strip()
+    finally:
+        watchdog.cancel()
+        watchdog.join()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    pipes: list[IO[str] | None] = [process.stdin, process.stdout]
+    for pipe in pipes:
+        if pipe is not None:
+            pipe.close()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,97 @@
+"""Messages that an exchange has not confirmed yet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from academy.exchange.inbox import Inbox
+    from academy.message import Message
+
+
+@dataclass(slots=True)
+class Unconfirmed:
+    """A message under its sequence number.
+
+    Attributes:
+        inbox: of the sender, to learn of a refusal when nobody waits for `stored`.
+        record: what was sent, to be sent again; empty once it was refused.
+        stored: done when the exchange has the message.
+    """
+
+    sequence: int
+    message: Message
+    inbox: Inbox
+    record: bytes = b""
+    stored: asyncio.Future[None] | None = None
+
+
+class Outbox:
+    """Everything posted and not confirmed, oldest first, numbered without gaps."""
+
+    __slots__ = ("_entries", "_sequence")
+
+    def __init__(self) -> None:
+        self._entries: deque[Unconfirmed] = deque()
+        self._sequence = 0
+
+    def __iter__(self) -> Iterator[Unconfirmed]:
+        return iter(self._entries)
+
+    def next_sequence(self) -> int:
+        """Return the number that the next entry gets."""
+        return self._sequence + 1
+
+    def add(
+        self,
+        message: Message,
+        inbox: Inbox,
+        record: bytes = b"",
+        stored: asyncio.Future[None] | None = None,
+    ) -> int:
+        """Keep a message and return its sequence number."""
+        sequence = self._sequence = self._sequence + 1
+        self._entries.append(Unconfirmed(sequence, message, inbox, record, stored))
+        return sequence
+
+    def confirm(self, sequence: int) -> None:
+        """Forget everything up to a sequence number: it is stored."""
+        entries = self._entries
+        while entries and entries[0].sequence <= sequence:
+            stored = entries.popleft().stored
+            if stored is not None and not stored.done():
+                stored.set_result(None)
+
+    def refuse(self, sequence: int, error: Exception) -> None:
+        """Tell the sender of a message that it was not stored."""
+        entries = self._entries
+        at = sequence - entries[0].sequence if entries else -1
+        if not 0 <= at < len(entries):
+            return
+        entry = entries[at]
+        entry.record = b""
+        if entry.stored is None:
+            entry.inbox.refused(entry.message, error)
+        elif not entry.stored.done():
+            entry.stored.set_exception(error)
+
+    async def drained(self) -> None:
+        """Wait until everything that is here now is confirmed or refused."""
+        if self._entries:
+            last = self._entries[-1]
+            if last.stored is None:
+                last.stored = asyncio.get_running_loop().create_future()
+            await asyncio.wait([last.stored])
+
+    def fail(self, error: Exception) -> None:
+        """Forget everything; whoever waits gets the error."""
+        entries, self._entries = self._entries, deque()
+        for entry in entries:
+            stored = entry.stored
+            if stored is not None and not stored.done():
+                stored.set_exception(error)
+                stored.exception()  # who waited may be gone: no complaint about it

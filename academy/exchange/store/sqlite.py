@@ -1,0 +1,247 @@
+"""Storage in one SQLite file: what a hosted exchange uses unless told otherwise.
+
+The file belongs to one exchange at a time and has to lie on a local disk, since its
+write-ahead log needs memory shared between processes, which network file systems
+do not offer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from academy.exception import StorageError
+from academy.exchange.store import Changes, Contents, Envelope, MailboxRecord
+
+logger = logging.getLogger(__name__)
+
+Durability: TypeAlias = Literal["process", "power"]
+
+CHECKPOINT_BYTES = 16_000_000
+"""Size of the write-ahead log from which on it is copied into the database."""
+
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+create table if not exists mailbox(
+    uid blob primary key, agent int, name text, classes text, epoch int,
+    incarnation blob, terminated int, creator text
+) without rowid;
+create table if not exists message(
+    dest blob, number int, src blob, tag blob, flags int, lease int, payload blob,
+    primary key(dest, number)
+) without rowid;
+create table if not exists session(uid blob primary key, sequence int) without rowid;
+"""
+_PUT_MAILBOX = "insert or replace into mailbox values(?,?,?,?,?,?,?,?)"
+_PUT_MESSAGE = "insert into message values(?,?,?,?,?,?,?)"
+_PUT_SESSION = "insert or replace into session values(?,?)"
+_LEASE = "update message set lease=? where dest=? and number=?"
+_SETTLE = "delete from message where dest=? and number=?"
+_CLEAR = "delete from message where dest=?"
+_PENDING = (
+    "select number, src, tag, flags, lease, payload from message "
+    "where dest=? and number>? order by number limit ?"
+)
+_CHECKPOINT = "pragma wal_checkpoint(passive)"
+_WAITING = "select dest, count(*), sum(length(payload)) from message group by dest"
+
+
+class SqliteStore:
+    """Keeps mailboxes and messages in a SQLite file.
+
+    Args:
+        path: the database; made (mode 0600) if it does not exist.
+        durability: "process" survives the death of any process, and costs no wait
+            for the disk; "power" also waits until the disk has each transaction, so
+            that it survives a power cut. Transactions group whatever came meanwhile.
+    """
+
+    def __init__(self, path: str | Path, durability: Durability = "process") -> None:
+        self._path = Path(path)
+        self._durability = durability
+        self._db: sqlite3.Connection | None = None
+        self._worker: ThreadPoolExecutor | None = None
+        self._lock_file: int | None = None
+        self._checkpoint: asyncio.Task[None] | None = None
+        self._log = Path(f"{path}-wal")
+        self._commits = 0
+
+    async def open(self) -> Contents:
+        await self.close()
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._path.touch(mode=0o600)
+            self._lock()
+            self._db = _connect(self._path)
+            return self._load(self._db)
+        except (OSError, sqlite3.Error) as error:
+            raise self._failure("open", error) from error
+
+    def _lock(self) -> None:
+        # A second exchange on the same file would break every rule. The kernel lets
+        # go of the lock when this process ends, however it ends.
+        self._lock_file = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StorageError(
+                f"{self._path} is in use by another exchange: stop that one first, or "
+                "configure another path."
+            ) from error
+
+    def _load(self, db: sqlite3.Connection) -> Contents:
+        db.execute("pragma journal_mode=wal")
+        full = self._durability == "power"
+        db.execute(f"pragma synchronous={'full' if full else 'normal'}")
+        # Checkpoints wait for the disk: they are made in a thread, not in a commit.
+        db.execute("pragma wal_autocheckpoint=0")
+        (version,) = db.execute("pragma user_version").fetchone()
+        if version not in (0, _SCHEMA_VERSION):
+            raise StorageError(
+                f"{self._path} was written by another version of academy-hpc (schema "
+                f"{version}, this one reads {_SCHEMA_VERSION}): use another file."
+            )
+        db.executescript(_SCHEMA)
+        db.execute(f"pragma user_version={_SCHEMA_VERSION}")
+        last = db.execute("select max(number) from message").fetchone()[0] or 0
+        return Contents(
+            mailboxes=[_record(row) for row in db.execute("select * from mailbox")],
+            sessions=dict(db.execute("select uid, sequence from session")),
+            waiting={uid: (n, size) for uid, n, size in db.execute(_WAITING)},
+            last_number=last,
+        )
+
+    async def commit(self, changes: Changes) -> None:
+        if self._durability == "power":
+            if self._worker is None:
+                self._worker = ThreadPoolExecutor(1, "sqlite")
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._worker, self._write, changes)
+        else:
+            self._write(changes)
+        self._commits += 1
+        if not self._commits % 1024 and self._checkpoint is None:
+            self._start_checkpoint()
+
+    def _write(self, changes: Changes) -> None:
+        db = self._open_db()
+        try:
+            db.execute("begin")
+            if changes.mailboxes:
+                db.executemany(_PUT_MAILBOX, map(_row, changes.mailboxes.values()))
+            if changes.added:
+                db.executemany(_PUT_MESSAGE, map(_message_row, changes.added))
+            if changes.leased:
+                leases = [(e.lease, e.dest, e.number) for e in changes.leased]
+                db.executemany(_LEASE, leases)
+            if changes.settled:
+                db.executemany(_SETTLE, changes.settled)
+            for uid in changes.cleared:
+                db.execute(_CLEAR, (uid,))
+            if changes.sessions:
+                db.executemany(_PUT_SESSION, changes.sessions.items())
+            db.execute("commit")
+        except sqlite3.Error as error:
+            if db.in_transaction:
+                db.execute("rollback")
+            raise self._failure("write", error) from error
+
+    async def pending(self, dest: bytes, after: int, limit: int) -> list[Envelope]:
+        try:
+            rows = self._open_db().execute(_PENDING, (dest, after, limit)).fetchall()
+        except sqlite3.Error as error:
+            raise self._failure("read", error) from error
+        return [
+            Envelope(dest, src, tag, flags, payload, len(payload), 0, number, lease)
+            for number, src, tag, flags, lease, payload in rows
+        ]
+
+    def _start_checkpoint(self) -> None:
+        if self._log.stat().st_size < CHECKPOINT_BYTES:
+            return
+        self._checkpoint = asyncio.get_running_loop().create_task(
+            self._run_checkpoint()
+        )
+
+    async def _run_checkpoint(self) -> None:
+        try:
+            await asyncio.to_thread(_checkpoint, self._path)
+            # The log starts from its beginning again only when all of it was copied,
+            # and commits went on meanwhile: the little that they wrote follows here.
+            if self._db is not None and self._durability == "process":
+                self._db.execute(_CHECKPOINT).fetchone()
+        except sqlite3.Error as error:
+            logger.warning("no checkpoint of %s: %s", self._path, error)
+        finally:
+            self._checkpoint = None
+
+    async def close(self) -> None:
+        if self._checkpoint is not None:
+            await asyncio.wait([self._checkpoint])
+        if self._worker is not None:
+            self._worker.shutdown()
+            self._worker = None
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
+
+    def _open_db(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise StorageError(f"{self._path} is closed")
+        return self._db
+
+    def _failure(self, what: str, error: Exception) -> StorageError:
+        return StorageError(f"cannot {what} {self._path}: {error}")
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # Used by one thread at a time: the loop's, or the one that waits for the disk.
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+
+def _checkpoint(path: Path) -> None:
+    db = _connect(path)
+    try:
+        db.execute(_CHECKPOINT).fetchone()
+    finally:
+        db.close()
+
+
+def _message_row(e: Envelope) -> tuple[bytes, int, bytes, bytes, int, int, bytes]:
+    return e.dest, e.number, e.src, e.tag, e.flags, e.lease, e.payload
+
+
+def _row(record: MailboxRecord) -> tuple[object, ...]:
+    return (
+        record.uid,
+        record.agent,
+        record.name,
+        ",".join(record.classes),
+        record.epoch,
+        record.incarnation,
+        record.terminated,
+        record.creator,
+    )
+
+
+def _record(row: tuple[Any, ...]) -> MailboxRecord:
+    uid, agent, name, classes, epoch, incarnation, terminated, creator = row
+    return MailboxRecord(
+        uid,
+        bool(agent),
+        name,
+        tuple(classes.split(",")) if classes else (),
+        epoch,
+        incarnation,
+        bool(terminated),
+        creator,
+    )
