@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 AgentT = TypeVar("AgentT", bound="Agent")
 RequestHandler = Callable[[Message], "Awaitable[None] | None"]
 
+_TERMINATE_PATIENCE = 10.0
+"""Seconds that a user client waits for an exchange that is away, when it closes."""
+
 exchange_context: ContextVar[ExchangeClient] = ContextVar("exchange_context")
 """The client that handles use when none is pinned to them."""
 
@@ -234,9 +237,10 @@ class UserExchangeClient(ExchangeClient):
             return
         try:
             if self._lost is None:
-                await self._transport.terminate(self.client_id)
-        except ExchangeError as error:
-            logger.warning("could not terminate %s: %s", self.client_id, error)
+                async with asyncio.timeout(_TERMINATE_PATIENCE):
+                    await self._transport.terminate(self.client_id)
+        except (ExchangeError, TimeoutError) as error:
+            logger.warning("could not terminate %s: %r", self.client_id, error)
         finally:
             await super().close()
 
@@ -260,7 +264,18 @@ class AgentExchangeClient(ExchangeClient):
         self._handler = request_handler
         self._unanswered: dict[bytes, None] = {}
         self._tasks: set[asyncio.Future[None]] = set()
-        self.on_lost: Callable[[Exception], None] | None = None
+        self._on_lost: Callable[[Exception], None] | None = None
+
+    @property
+    def on_lost(self) -> Callable[[Exception], None] | None:
+        """Called with the reason when the mailbox is lost, or was already."""
+        return self._on_lost
+
+    @on_lost.setter
+    def on_lost(self, callback: Callable[[Exception], None] | None) -> None:
+        self._on_lost = callback
+        if callback is not None and self._lost is not None:
+            callback(self._lost)
 
     @property
     def client_id(self) -> AgentId[Any]:
@@ -286,8 +301,8 @@ class AgentExchangeClient(ExchangeClient):
     def lost(self, error: Exception) -> None:
         """Learn that the mailbox is gone; tell the runtime, which stops."""
         super().lost(error)
-        if self.on_lost is not None:
-            self.on_lost(error)
+        if self._on_lost is not None:
+            self._on_lost(error)
 
     def _serve(self, request: Message) -> None:
         self._unanswered[request.tag] = None

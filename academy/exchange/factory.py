@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from academy.exchange.client import (
     AgentExchangeClient,
@@ -38,6 +38,13 @@ class ExchangeFactory(abc.ABC):
             ExchangeConnectionError: the exchange cannot be reached.
             UnauthorizedError: it refuses the credentials.
         """
+
+    def for_agents(self) -> Self:
+        """Return what agents on other machines get: this without the user's secrets.
+
+        Their own registrations open what they need.
+        """
+        return self
 
     async def create_user_client(
         self, name: str | None = None, start_listener: bool = True

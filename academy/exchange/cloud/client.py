@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 from academy.exception import ExchangeError
@@ -75,6 +76,16 @@ class HttpExchangeFactory(ExchangeFactory):
         """What clients must have in common to share a connection."""
         return self.url, tuple(sorted(self.additional_headers.items()))
 
+    def with_token(self, token: str | None) -> Self:
+        """Return a factory of the same exchange with another token."""
+        other = copy.copy(self)
+        other._token = token
+        return other
+
+    def for_agents(self) -> Self:
+        """Return a factory without the user's token."""
+        return self.with_token(None)
+
     def find_token(self) -> str | None:
         """Return the token to use, if there is one to be found."""
         return self._token or find_token(self.url)
@@ -86,10 +97,13 @@ class HttpExchangeFactory(ExchangeFactory):
         name: str | None = None,
     ) -> HttpExchangeTransport:
         token = self.find_token()
-        if registration is not None:
-            token = token or registration.token
+        factory = self
+        if registration is not None and token is None:
+            # On a compute node the agent's own token is all there is.
+            token = registration.token
+            factory = self.with_token(token)
         link = await acquire(self, token)
-        transport = HttpExchangeTransport(self, link)
+        transport = HttpExchangeTransport(factory, link)
         try:
             if registration is None:
                 await transport.register_user(UserId.new(name), token)

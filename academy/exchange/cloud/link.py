@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 _HEAD = protocol.MESSAGE.size
 _unpack = protocol.MESSAGE.unpack_from
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 15.0
+_CLOSE_PATIENCE = 10.0
 
 
 class Attachment(Protocol):
@@ -97,10 +98,11 @@ class Link:
             raise self._error
 
     async def close(self) -> None:
-        """Disconnect, after what was posted is confirmed (5 s at most)."""
-        if self._writer is not None:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._outbox.drained(), 5)
+        """Disconnect, after what was posted is confirmed (10 s at most)."""
+        try:
+            await asyncio.wait_for(self._outbox.drained(), _CLOSE_PATIENCE)
+        except TimeoutError:
+            logger.error("%s did not confirm all messages", self._factory.url)
         self._task.cancel()
         await asyncio.wait([self._task])
         self._fail(ExchangeError(f"the connection to {self._factory.url} was closed"))
@@ -155,6 +157,7 @@ class Link:
                     max_msg_size=0,
                     heartbeat=self._factory.client_config.heartbeat_interval,
                     compress=0,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=1),
                 )
         except aiohttp.WSServerHandshakeError as error:
             if error.status >= 500 or error.status == 429:
@@ -338,8 +341,12 @@ class Link:
         uid = box.mailbox_id.uid.bytes
         if self._attached.get(uid) is box:
             del self._attached[uid]
-            with suppress(ExchangeError):
-                await self.call("detach", uid=box.mailbox_id.uid.hex)
+            # Without a connection there is nothing to detach from: the next one
+            # attaches only what is attached here.
+            if self._writer is not None:
+                with suppress(ExchangeError, TimeoutError):
+                    call = self.call("detach", uid=box.mailbox_id.uid.hex)
+                    await asyncio.wait_for(call, _CLOSE_PATIENCE)
 
     def post(
         self,
