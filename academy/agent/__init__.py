@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import inspect
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+import warnings
+from collections.abc import Callable, Coroutine, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from weakref import WeakKeyDictionary
 
-from academy.agent.decorators import ActionSpec, action, event, loop, timer
 from academy.agent.description import ActionDescription, AgentDescription, describe
+from academy.agent.methods import (
+    ActionSpec,
+    Members,
+    check_context_parameter,
+    collect,
+    event_of,
+    is_loop,
+    name_of,
+    not_a_coroutine,
+    set_before,
+    set_until,
+)
 from academy.exception import AgentNotInitializedError
+from academy.handle import Handle
 
 if TYPE_CHECKING:
     from academy.context import AgentContext
     from academy.exchange.client import AgentExchangeClient
-    from academy.handle import Handle
     from academy.identifier import AgentId
     from academy.runtime import RuntimeConfig
 
@@ -29,20 +44,171 @@ __all__ = [
 ]
 
 AgentT = TypeVar("AgentT", bound="Agent")
+SelfT = TypeVar("SelfT")
+ActionMethod = TypeVar("ActionMethod", bound=Callable[..., Coroutine[Any, Any, Any]])
+LoopMethod = Callable[[SelfT, asyncio.Event], Coroutine[Any, Any, None]]
+LoopMethodT = TypeVar(
+    "LoopMethodT", bound=Callable[[Any, asyncio.Event], Coroutine[Any, Any, None]]
+)
+ControlMethod = Callable[[SelfT], Coroutine[Any, Any, None]]
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _HOOKS = ("agent_on_startup", "agent_on_shutdown")
-
-
-class _Members(NamedTuple):
-    actions: Mapping[str, ActionSpec]
-    names: frozenset[str]
-    loops: tuple[str, ...]
-
+_PROTECTED_NAMES = frozenset(name for name in dir(Handle) if not name.startswith("_"))
 
 # Not in the class: what is pickled by value would take it along.
-_members: WeakKeyDictionary[type, _Members] = WeakKeyDictionary()
+_members: WeakKeyDictionary[type, Members] = WeakKeyDictionary()
+
+
+@overload
+def action(method: ActionMethod, /) -> ActionMethod: ...
+
+
+@overload
+def action(
+    method: None = None,
+    /,
+    *,
+    allow_protected_name: bool = False,
+    context: bool = False,
+    idempotent: bool = False,
+) -> Callable[[ActionMethod], ActionMethod]: ...
+
+
+def action(
+    method: Any = None,
+    /,
+    *,
+    allow_protected_name: bool = False,
+    context: bool = False,
+    idempotent: bool = False,
+) -> Any:
+    """Make a coroutine method an action, which others may call through a handle.
+
+    Args:
+        method: the method, when used without arguments.
+        allow_protected_name: do not warn of a name that a handle uses itself; such
+            an action is called with `handle.action("name")`.
+        context: give the method who has called, as its keyword-only parameter
+            `context` (`ActionContext`).
+        idempotent: the action may be run again when the agent's process ended in
+            the midst of it; any other fails then (`ActionInterruptedError`).
+
+    Raises:
+        TypeError: the method is not a coroutine, or takes no `context`.
+    """
+
+    def decorate(method: Any) -> Any:
+        name = name_of(method)
+        if not inspect.iscoroutinefunction(method):
+            raise not_a_coroutine("Action", method)
+        if not allow_protected_name and name in _PROTECTED_NAMES:
+            warnings.warn(
+                f'The name of action "{name}" is also that of a method of Handle, so '
+                f'it can only be called with handle.action("{name}"). Rename it, or '
+                "say @action(allow_protected_name=True).",
+                UserWarning,
+                stacklevel=2 if given is None else 3,
+            )
+        if context:
+            check_context_parameter(method)
+        method._academy_action = ActionSpec(context, idempotent)
+        return method
+
+    given = method
+    return decorate if method is None else decorate(method)
+
+
+def loop(method: LoopMethodT) -> LoopMethodT:
+    """Make a coroutine method a loop, which runs as long as its agent.
+
+    It is to return soon after `shutdown` is set, and is cancelled if it does not.
+
+    Raises:
+        TypeError: it is not `async def name(self, shutdown: asyncio.Event) -> None`.
+    """
+    if not is_loop(method):
+        raise TypeError(
+            f'Signature of loop method "{name_of(method)}" must be: async def '
+            f"{name_of(method)}(self, shutdown: asyncio.Event) -> None. It is: "
+            f"{'async ' if inspect.iscoroutinefunction(method) else ''}def "
+            f"{name_of(method)}{inspect.signature(method)}."
+        )
+    method._academy_loop = True  # type: ignore[attr-defined]  # our mark
+    return method
+
+
+def event(
+    name: str,
+) -> Callable[[ControlMethod[SelfT]], LoopMethod[SelfT]]:
+    """Run a coroutine method each time an `asyncio.Event` of the agent is set.
+
+    The event is cleared when the method has run.
+
+    Args:
+        name: attribute of the agent that holds the event.
+
+    Raises:
+        TypeError: the method is not a coroutine. When the agent runs: the attribute
+            is not an `asyncio.Event`.
+        AttributeError: when the agent runs: it has no such attribute.
+    """
+
+    def decorate(method: ControlMethod[SelfT]) -> LoopMethod[SelfT]:
+        if not inspect.iscoroutinefunction(method):
+            raise not_a_coroutine("Event", method)
+
+        @functools.wraps(method)
+        async def run(self: SelfT, shutdown: asyncio.Event) -> None:
+            awaited = event_of(self, name, name_of(method))
+            while await set_before(awaited, shutdown):
+                try:
+                    await method(self)
+                finally:
+                    awaited.clear()
+
+        run._academy_loop = True  # type: ignore[attr-defined]  # our mark
+        return run
+
+    return decorate
+
+
+def timer(
+    interval: float | timedelta,
+) -> Callable[[ControlMethod[SelfT]], LoopMethod[SelfT]]:
+    """Run a coroutine method at a fixed interval until the agent shuts down.
+
+    The first run is one interval after the agent's start. A run that takes longer
+    than the interval delays the next one to the next multiple of it.
+
+    Args:
+        interval: seconds, or a timedelta.
+
+    Raises:
+        TypeError: the method is not a coroutine.
+        ValueError: the interval is not positive.
+    """
+    seconds = interval.total_seconds() if isinstance(interval, timedelta) else interval
+    if not seconds > 0:
+        raise ValueError(f"The interval of a timer must be positive, not {interval}.")
+
+    def decorate(method: ControlMethod[SelfT]) -> LoopMethod[SelfT]:
+        if not inspect.iscoroutinefunction(method):
+            raise not_a_coroutine("Timer", method)
+
+        @functools.wraps(method)
+        async def run(self: SelfT, shutdown: asyncio.Event) -> None:
+            now = asyncio.get_running_loop().time
+            due = now() + seconds
+            while not await set_until(shutdown, due):
+                await method(self)
+                due += seconds * max(1, -((due - now()) // seconds))
+
+        run._academy_loop = True  # type: ignore[attr-defined]  # our mark
+        return run
+
+    return decorate
 
 
 class Agent:
@@ -73,10 +239,10 @@ class Agent:
     # --- what the class has
 
     @classmethod
-    def _agent_members(cls) -> _Members:
+    def _agent_members(cls) -> Members:
         members = _members.get(cls)
         if members is None:
-            members = _members[cls] = _collect(cls)
+            members = _members[cls] = collect(cls)
         return members
 
     @classmethod
@@ -189,18 +355,3 @@ class Agent:
     async def agent_describe(self) -> AgentDescription:
         """Tell what this agent is and which actions it has."""
         return describe(type(self), self._agent_actions())
-
-
-def _collect(cls: type[Agent]) -> _Members:
-    found: dict[str, Any] = {}
-    for base in reversed(cls.__mro__):
-        found.update(vars(base))
-    actions = {}
-    loops = []
-    for name, member in found.items():
-        spec = getattr(member, "_academy_action", None)
-        if isinstance(spec, ActionSpec):
-            actions[name] = spec
-        elif getattr(member, "_academy_loop", None) is True:
-            loops.append(name)
-    return _Members(actions, frozenset(actions), tuple(loops))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from academy.agent.decorators import ActionSpec
+from academy.agent.methods import ActionSpec
 
 
 @dataclass(frozen=True)

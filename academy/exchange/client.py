@@ -294,6 +294,10 @@ class AgentExchangeClient(ExchangeClient):
         if message.is_response():
             self._unanswered.pop(message.tag, None)
 
+    def release(self, request: Message) -> None:
+        """Give back a request that was not begun; the next incarnation may serve it."""
+        self._unanswered.pop(request.tag, None)
+
     def held(self) -> Iterable[bytes]:
         """Name the requests that were handed out and are not answered yet."""
         return self._unanswered

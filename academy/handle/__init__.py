@@ -1,6 +1,359 @@
 """Handles: references to agents, through which their actions are called."""
 
-from academy.handle.proxy import ProxyHandle
-from academy.handle.reference import DEFAULT_POLLING_INTERVAL, Handle, unknown_action
+from __future__ import annotations
 
-__all__ = ["DEFAULT_POLLING_INTERVAL", "Handle", "ProxyHandle", "unknown_action"]
+import functools
+import pickle
+from collections.abc import Callable, Coroutine, Iterable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    TypeVar,
+    overload,
+)
+
+from academy.exception import AgentTerminatedError
+
+if TYPE_CHECKING:
+    from academy.agent import Agent
+    from academy.exchange.client import ExchangeClient
+    from academy.exchange.mailbox_status import MailboxStatus
+    from academy.identifier import AgentId
+    from academy.serialize import SerializationStrategy
+    from academy.stats import AgentStats
+
+AgentT_co = TypeVar("AgentT_co", bound="Agent", covariant=True)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DEFAULT_POLLING_INTERVAL = 60.0
+"""Two heartbeats of an exchange client: looking more often shows nothing new."""
+
+
+class Handle(Generic[AgentT_co]):
+    """Reference to an agent: `await handle.name(...)` calls its action `name`.
+
+    A handle is a value. It may be stored, compared, pickled and used anywhere: it
+    finds the exchange client of the context in which it is used.
+
+    Args:
+        agent_id: whom it refers to; None until `Manager.launch_batch` submits.
+        exchange: client to use where the context has none.
+        ignore_context: use `exchange` always; such a handle does not pickle.
+        request_serializer: how arguments are encoded (`default_serializer` if None).
+        result_serializer: how the result is wanted (as the arguments if None).
+        exception_serializer: how exceptions are wanted (as the result if None).
+        polling_interval: seconds between two looks at the agent's heartbeats
+            during a call, with `reject_on_inactive`.
+        reject_on_inactive: fail the actions of an agent that missed its heartbeats.
+
+    Raises:
+        ValueError: `ignore_context` without `exchange`.
+    """
+
+    __slots__ = (
+        "_actions",
+        "_agent_id",
+        "_exception_serializer",
+        "_exchange",
+        "_ignore_context",
+        "_polling_interval",
+        "_reject_on_inactive",
+        "_request_serializer",
+        "_result_serializer",
+    )
+
+    def __init__(
+        self,
+        agent_id: AgentId[AgentT_co] | None = None,
+        *,
+        exchange: ExchangeClient | None = None,
+        ignore_context: bool = False,
+        request_serializer: SerializationStrategy | None = None,
+        result_serializer: SerializationStrategy | None = None,
+        exception_serializer: SerializationStrategy | None = None,
+        polling_interval: float = DEFAULT_POLLING_INTERVAL,
+        reject_on_inactive: bool = False,
+    ) -> None:
+        if ignore_context and exchange is None:
+            raise ValueError(
+                "ignore_context=True pins a handle to one exchange client: "
+                "give it as exchange=."
+            )
+        self._agent_id = agent_id
+        self._actions: frozenset[str] | None = None
+        self._exchange = exchange
+        self._ignore_context = ignore_context
+        self._request_serializer = request_serializer
+        self._result_serializer = result_serializer
+        self._exception_serializer = exception_serializer
+        self._polling_interval = polling_interval
+        self._reject_on_inactive = reject_on_inactive
+
+    @classmethod
+    def _of(
+        cls, agent_id: AgentId[Any] | None, agent_type: type[Agent], **options: Any
+    ) -> Handle[Any]:
+        """Make a handle that knows its agent's class, so refuses unknown names."""
+        handle = cls(agent_id, **options)
+        handle._actions = agent_type._agent_action_names()
+        return handle
+
+    def _bind(self, agent_id: AgentId[Any]) -> None:
+        """Tell a handle of `launch_batch` whom it refers to."""
+        self._agent_id = agent_id
+
+    @property
+    def agent_id(self) -> AgentId[AgentT_co]:
+        """Whom this handle refers to.
+
+        Raises:
+            RuntimeError: the handle is not bound to an agent yet.
+        """
+        agent_id = self._agent_id
+        if agent_id is None:
+            raise RuntimeError(
+                "This handle is not bound to an agent yet: handles of launch_batch() "
+                "are bound when the batch is submitted."
+            )
+        return agent_id
+
+    # --- a value
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Handle):
+            return NotImplemented
+        if self._agent_id is None or other._agent_id is None:
+            return self is other
+        return self._agent_id == other._agent_id
+
+    def __hash__(self) -> int:
+        return hash(self.agent_id)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._agent_id or 'unbound'})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        agent_id = self._agent_id
+        if agent_id is None:
+            raise pickle.PicklingError(
+                "A handle that is unbound does not pickle: it refers to nobody before "
+                "its batch is submitted."
+            )
+        if self._ignore_context:
+            raise pickle.PicklingError(
+                f"The handle to {agent_id} is pinned to an exchange client of this "
+                "process (ignore_context=True), so it does not pickle."
+            )
+        options = (
+            self._request_serializer,
+            self._result_serializer,
+            self._exception_serializer,
+            self._polling_interval,
+            self._reject_on_inactive,
+        )
+        arguments = (agent_id.uid.bytes, agent_id.name, self._actions)
+        return _restore_handle, arguments if options == _DEFAULTS else (
+            *arguments,
+            options,
+        )
+
+    # --- calls
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"Handle has no attribute {name!r}.", name=name)
+        if self._actions is not None and name not in self._actions:
+            raise unknown_action(self._agent_id, name, self._actions)
+        return functools.partial(self.action, name)
+
+    @overload
+    def action(
+        self,
+        action: Callable[Concatenate[AgentT_co, P], Coroutine[Any, Any, R]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Coroutine[Any, Any, R]: ...
+
+    @overload
+    def action(
+        self, action: str, /, *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, Any]: ...
+
+    async def action(self, action: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Run an action of the agent and return its result.
+
+        Args:
+            action: its name, or the method itself (`Counter.add`), with which type
+                checkers know the arguments and the result.
+            *args: positional arguments of the action.
+            **kwargs: keyword arguments of the action.
+
+        Raises:
+            AgentTerminatedError: the agent is gone for good.
+            AgentInactiveError: it missed its heartbeats (`reject_on_inactive`).
+            ActionCancelledError: it shut down before the action was done.
+            ActionInterruptedError: its process died; the outcome is unknown.
+            AttributeError: it has no such action.
+            ExchangeClientNotFoundError: there is no exchange client here.
+            Exception: what the action raised.
+
+        Cancellation:
+            Cancels the action in the agent.
+        """
+        from academy.handle.calls import call
+
+        name = action if isinstance(action, str) else action_name(action)
+        if self._actions is not None and name not in self._actions:
+            raise unknown_action(self._agent_id, name, self._actions)
+        return await call(self, name, args, kwargs)
+
+    async def ping(self, timeout: float | None = None) -> float:
+        """Return the seconds that a message to the agent and back takes.
+
+        An agent that is still starting answers when it has started.
+
+        Raises:
+            TimeoutError: no answer came within `timeout` seconds.
+            PingCancelledError: the agent ended before it started.
+            AgentTerminatedError: the agent is gone for good.
+        """
+        from academy.handle.calls import ping
+
+        return await ping(self, timeout)
+
+    async def shutdown(self, *, terminate: bool | None = None) -> None:
+        """Ask the agent to shut down; returns when the request is on its way.
+
+        Args:
+            terminate: whether its mailbox ends with it (as it is configured if None).
+
+        Raises:
+            AgentTerminatedError: the agent is gone already.
+        """
+        from academy.handle.calls import shutdown
+
+        await shutdown(self, terminate)
+
+    async def agent_status(self) -> MailboxStatus:
+        """Return the state of the agent's mailbox."""
+        from academy.handle.calls import client_for
+
+        return await client_for(self).status(self.agent_id)
+
+    async def agent_stats(self) -> AgentStats:
+        """Return the counts of the agent's messages."""
+        from academy.handle.calls import client_for
+
+        return await client_for(self).agent_stats(self.agent_id)
+
+
+class ProxyHandle(Handle[AgentT_co]):
+    """Calls a local agent object as if it were remote, to test agents by themselves.
+
+    There is no exchange and no runtime: hooks and loops do not run.
+    """
+
+    __slots__ = ("_completed", "_shut_down", "agent")
+
+    def __init__(self, agent: AgentT_co) -> None:
+        from academy.identifier import AgentId
+
+        super().__init__(AgentId.new())
+        self.agent = agent
+        self._actions = agent._agent_action_names()
+        self._completed = 0
+        self._shut_down = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.agent,)
+
+    async def action(self, action: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self._check_running()
+        name = action if isinstance(action, str) else action_name(action)
+        spec = self.agent._agent_actions().get(name)
+        if spec is None:
+            raise unknown_action(self.agent_id, name, self._actions or ())
+        if spec.context:
+            from academy.context import ActionContext
+            from academy.identifier import UserId
+
+            kwargs["context"] = ActionContext(UserId.new(), None)
+        result = await getattr(self.agent, name)(*args, **kwargs)
+        self._completed += 1
+        return result
+
+    def _check_running(self) -> None:
+        if self._shut_down:
+            raise AgentTerminatedError(self.agent_id)
+
+    async def ping(self, timeout: float | None = None) -> float:
+        self._check_running()
+        return 0.0
+
+    async def shutdown(self, *, terminate: bool | None = None) -> None:
+        self._check_running()
+        self._shut_down = True
+
+    async def agent_status(self) -> MailboxStatus:
+        from academy.exchange.mailbox_status import MailboxStatus
+
+        return MailboxStatus.TERMINATED if self._shut_down else MailboxStatus.ACTIVE
+
+    async def agent_stats(self) -> AgentStats:
+        from academy.stats import AgentStats
+
+        done = self._completed
+        return AgentStats(done, done, done, 0, 0)
+
+
+_DEFAULTS = (None, None, None, DEFAULT_POLLING_INTERVAL, False)
+
+
+def _restore_handle(
+    uid: bytes,
+    name: str | None,
+    actions: frozenset[str] | None,
+    options: tuple[Any, ...] = _DEFAULTS,
+) -> Handle[Any]:
+    from academy.identifier import entity_id
+
+    agent_id: Any = entity_id(True, uid, name)
+    handle: Handle[Any] = Handle(agent_id)
+    handle._actions = actions
+    (
+        handle._request_serializer,
+        handle._result_serializer,
+        handle._exception_serializer,
+        handle._polling_interval,
+        handle._reject_on_inactive,
+    ) = options
+    return handle
+
+
+def action_name(method: Any) -> str:
+    """Return the name under which a method that is an action is called."""
+    if getattr(method, "_academy_action", None) is None:
+        raise TypeError(
+            f"{method!r} is not an action: give the name of an action, or a method "
+            "that is decorated with @action."
+        )
+    return str(method.__name__)
+
+
+def unknown_action(agent: object, name: str, known: Iterable[str]) -> AttributeError:
+    """Return the error for an action that an agent does not have."""
+    import difflib
+
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else ""
+    own = ", ".join(n for n in names if not n.startswith("agent_")) or "none"
+    return AttributeError(
+        f'{agent} has no action "{name}". {hint or f"Its actions: {own}."}',
+        name=name,
+    )

@@ -36,7 +36,7 @@ from academy.serialize import Payload
 
 if TYPE_CHECKING:
     from academy.agent import Agent
-    from academy.agent.decorators import ActionSpec
+    from academy.agent.methods import ActionSpec
     from academy.exchange.client import AgentExchangeClient
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class RequestServer:
     """
 
     __slots__ = (
+        "_actions",
         "_agent",
         "_client",
         "_context",
@@ -73,6 +74,7 @@ class RequestServer:
         on_interrupt: Callable[[BaseException], None],
     ) -> None:
         self._agent = agent
+        self._actions = agent._agent_actions()
         self._on_shutdown = on_shutdown
         self._on_interrupt = on_interrupt
         self._early: list[Message] | None = []
@@ -99,7 +101,7 @@ class RequestServer:
     def refuse_early(self, client: AgentExchangeClient) -> None:
         """Answer those who wait for a start that will not come.
 
-        Actions stay unanswered: another incarnation may serve them, or the end of the
+        Actions are given back: another incarnation may serve them, or the end of the
         mailbox answers them.
         """
         self._client = client
@@ -110,6 +112,8 @@ class RequestServer:
                 self._answer(message, _coded(PingCancelledError(text)))
             elif isinstance(body, ShutdownRequest):
                 self._answer(message, SuccessResponse())
+            else:
+                client.release(message)
 
     def stop(self) -> None:
         """Take no further action."""
@@ -146,11 +150,12 @@ class RequestServer:
 
     def _begin(self, message: Message, request: ActionRequest) -> None:
         if self._stopped:
-            return  # for the next incarnation, or for the end of the mailbox
-        agent, name = self._agent, request.action
-        spec = agent._agent_actions().get(name)
+            self._client.release(message)
+            return
+        name = request.action
+        spec = self._actions.get(name)
         if spec is None:
-            error = unknown_action(self._client.client_id, name, agent._agent_actions())
+            error = unknown_action(self._client.client_id, name, self._actions)
             self._answer(message, _raised(request, error))
             return
         if message.redelivered and not spec.idempotent:

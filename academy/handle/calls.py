@@ -1,0 +1,139 @@
+"""What a handle does when it is used: find a client, ask, and decode the answer.
+
+Handles import this when they are first used, so that a module which defines agents
+and their handles loads no more than asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any
+
+from academy.exception import (
+    AgentInactiveError,
+    ExchangeClientNotFoundError,
+    ExchangeError,
+)
+from academy.exchange.client import ExchangeClient, exchange_context
+from academy.exchange.mailbox_status import MailboxStatus
+from academy.message import (
+    AcademyErrorResponse,
+    ActionRequest,
+    ActionResponse,
+    CancelRequest,
+    Message,
+    PingRequest,
+    ShutdownRequest,
+    SuccessResponse,
+    UserErrorResponse,
+)
+from academy.serialize import Payload, default_serializer
+
+if TYPE_CHECKING:
+    from academy.handle import Handle
+    from academy.identifier import AgentId
+
+
+def client_for(handle: Handle[Any]) -> ExchangeClient:
+    """Return the client that a handle uses here.
+
+    Raises:
+        ExchangeClientNotFoundError: there is none.
+    """
+    client = handle._exchange
+    if not handle._ignore_context:
+        client = exchange_context.get(client)
+    if client is None:
+        raise ExchangeClientNotFoundError(handle.agent_id)
+    return client
+
+
+async def call(
+    handle: Handle[Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Run an action and return its result, or raise what it raised."""
+    client = client_for(handle)
+    agent_id = handle.agent_id
+    strategy = handle._request_serializer or default_serializer.get()
+    request = client.new_message(
+        agent_id,
+        ActionRequest(
+            name,
+            Payload(strategy, (args, kwargs)),
+            handle._result_serializer,
+            handle._exception_serializer,
+        ),
+    )
+    watched = handle._reject_on_inactive
+    if watched:
+        await _check_active(client, agent_id)
+    future = client.request(request)
+    try:
+        if watched:
+            await _watch(client, agent_id, future, handle._polling_interval)
+        response = await future
+    except BaseException:
+        if not future.done() or future.cancelled():
+            _give_up(client, request)
+        raise
+    body = response.get_body()
+    if type(body) is ActionResponse:
+        return body.result.load()
+    raise _error_in(response)
+
+
+async def ping(handle: Handle[Any], timeout: float | None) -> float:
+    """Send a ping and return the seconds until its answer."""
+    client = client_for(handle)
+    request = client.new_message(handle.agent_id, PingRequest())
+    started = time.perf_counter()
+    try:
+        async with asyncio.timeout(timeout):
+            response = await client.request(request)
+    except TimeoutError:
+        raise TimeoutError(
+            f"{handle.agent_id} did not answer a ping within {timeout} seconds."
+        ) from None
+    finally:
+        client.forget(request)
+    if not isinstance(response.get_body(), SuccessResponse):
+        raise _error_in(response)
+    return time.perf_counter() - started
+
+
+async def shutdown(handle: Handle[Any], terminate: bool | None) -> None:
+    """Send the request to shut down."""
+    client = client_for(handle)
+    await client.send(client.new_message(handle.agent_id, ShutdownRequest(terminate)))
+
+
+async def _check_active(client: ExchangeClient, agent_id: AgentId[Any]) -> None:
+    if await client.status(agent_id) is MailboxStatus.INACTIVE:
+        raise AgentInactiveError(agent_id)
+
+
+async def _watch(
+    client: ExchangeClient,
+    agent_id: AgentId[Any],
+    future: asyncio.Future[Message],
+    interval: float,
+) -> None:
+    while not (await asyncio.wait((future,), timeout=interval))[0]:
+        await _check_active(client, agent_id)
+
+
+def _give_up(client: ExchangeClient, request: Message) -> None:
+    """Forget a call, and have the agent cancel it."""
+    client.forget(request)
+    # A client that is closed has nobody left to tell.
+    with contextlib.suppress(ExchangeError):
+        client.post(client.new_message(request.dest, CancelRequest(request.tag)))
+
+
+def _error_in(response: Message) -> BaseException:
+    body = response.get_body()
+    if isinstance(body, AcademyErrorResponse | UserErrorResponse):
+        return body.get_exception()
+    return ExchangeError(f"{response!r} is not an answer to what was asked.")
