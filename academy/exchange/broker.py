@@ -239,11 +239,30 @@ class Broker:
         session.behind.clear()
         self._hungry.discard(session)
 
-    def detach(self, session: Session, uid: bytes) -> None:
-        """Let go of one mailbox of a session."""
-        box = session.attached.get(uid)
-        if box is not None:
+    async def detach(
+        self, session: Session, uid: bytes, released: Iterable[int] = ()
+    ) -> None:
+        """Let go of one mailbox of a session, after what it has posted.
+
+        Args:
+            session: whose mailbox it is.
+            uid: the mailbox.
+            released: numbers of requests that were delivered and not begun: the next
+                incarnation gets them as if they had not been delivered.
+        """
+
+        async def work(changes: Changes) -> None:
+            box = session.attached.get(uid)
+            if box is None:
+                return
+            for number in released:
+                if number in box.leased:
+                    unleased = Envelope(uid, b"", b"", 0, None, 0, number=number)
+                    changes.leased.append(unleased)
             self._detach(session, box)
+
+        await self.settle()
+        await self._control(work)
 
     def _detach(self, session: Session, box: Mailbox) -> None:
         del session.attached[box.record.uid]

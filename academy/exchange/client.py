@@ -297,6 +297,7 @@ class AgentExchangeClient(ExchangeClient):
     def release(self, request: Message) -> None:
         """Give back a request that was not begun; the next incarnation may serve it."""
         self._unanswered.pop(request.tag, None)
+        self._transport.release(request)
 
     def held(self) -> Iterable[bytes]:
         """Name the requests that were handed out and are not answered yet."""

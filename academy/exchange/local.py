@@ -83,6 +83,7 @@ class LocalExchangeTransport(NoPickleMixin):
         "_factory",
         "_inbox",
         "_outbox",
+        "_released",
         "_session",
         "mailbox_id",
     )
@@ -96,6 +97,7 @@ class LocalExchangeTransport(NoPickleMixin):
         self._inbox = Inbox()
         self._session = broker.connect(os.urandom(16), self)
         self._outbox = Outbox()
+        self._released: list[int] = []
         self._closed = False
 
     async def attach(self) -> None:
@@ -130,6 +132,9 @@ class LocalExchangeTransport(NoPickleMixin):
         stored = asyncio.get_running_loop().create_future()
         self.post(message, stored)
         await stored
+
+    def release(self, request: Message) -> None:
+        self._released.append(request.lease)
 
     async def register_agents(
         self, agents: Sequence[tuple[type[Agent], str | None]]
@@ -171,6 +176,8 @@ class LocalExchangeTransport(NoPickleMixin):
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
+            uid = self.mailbox_id.uid.bytes
+            await self._broker.detach(self._session, uid, self._released)
             self._broker.disconnect(self._session)
             await self._broker.settle()
             self._outbox.fail(ExchangeError(f"{self.mailbox_id} was closed"))

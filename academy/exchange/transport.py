@@ -89,6 +89,12 @@ class ExchangeTransport(Protocol):
             MailboxFullError: the destination has too many unsettled messages.
         """
 
+    def release(self, request: Message) -> None:
+        """Give a request back unserved, when this transport closes.
+
+        The next incarnation gets it as if nobody had had it before.
+        """
+
     async def register_agents(
         self, agents: Sequence[tuple[type[Agent], str | None]]
     ) -> list[AgentRegistration[Any]]:

@@ -248,8 +248,8 @@ class Connection:
     async def _detach(self, call: dict[str, Any], by: Credentials) -> None:
         uid = UUID(call["uid"]).bytes
         self._credentials.pop(uid, None)
-        await self._broker.settle()
-        self._broker.detach(self._session, uid)
+        released = [int(number) for number in call.get("released", ())]
+        await self._broker.detach(self._session, uid, released)
 
     async def _terminate(self, call: dict[str, Any], by: Credentials) -> None:
         uid = UUID(call["uid"]).bytes

@@ -122,6 +122,7 @@ class HttpExchangeTransport(NoPickleMixin):
         "_closed",
         "_factory",
         "_link",
+        "_released",
         "inbox",
         "incarnation",
         "mailbox_id",
@@ -134,6 +135,7 @@ class HttpExchangeTransport(NoPickleMixin):
         self._factory = factory
         self._link = link
         self._closed = False
+        self._released: list[int] = []
         self.inbox = Inbox()
         self.incarnation = os.urandom(16)
         self.token: str | None = None
@@ -167,6 +169,9 @@ class HttpExchangeTransport(NoPickleMixin):
         stored = asyncio.get_running_loop().create_future()
         self._link.post(message, self.inbox, stored)
         await stored
+
+    def release(self, request: Message) -> None:
+        self._released.append(request.lease)
 
     async def _call(self, method: str, **arguments: Any) -> Any:
         speaker = self.mailbox_id.uid.hex
@@ -221,7 +226,7 @@ class HttpExchangeTransport(NoPickleMixin):
             return
         self._closed = True
         try:
-            await self._link.detach(self)
+            await self._link.detach(self, self._released)
         finally:
             await release(self._factory, self._link)
 

@@ -336,8 +336,8 @@ class Link:
         if older is not None:
             older.inbox.lost(SupersededError(box.mailbox_id))
 
-    async def detach(self, box: Attachment) -> None:
-        """Let go of a mailbox, after what it has sent."""
+    async def detach(self, box: Attachment, released: list[int]) -> None:
+        """Let go of a mailbox, after what it has sent; give requests back unserved."""
         uid = box.mailbox_id.uid.bytes
         if self._attached.get(uid) is box:
             del self._attached[uid]
@@ -345,7 +345,9 @@ class Link:
             # attaches only what is attached here.
             if self._writer is not None:
                 with suppress(ExchangeError, TimeoutError):
-                    call = self.call("detach", uid=box.mailbox_id.uid.hex)
+                    call = self.call(
+                        "detach", uid=box.mailbox_id.uid.hex, released=released
+                    )
                     await asyncio.wait_for(call, _CLOSE_PATIENCE)
 
     def post(
