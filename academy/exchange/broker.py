@@ -175,6 +175,7 @@ class Broker:
         self._sequences: dict[bytes, int] = {}
         self._number = 0
         self._controls: list[tuple[Control, asyncio.Future[Any]]] = []
+        self._late_controls: list[tuple[Control, asyncio.Future[Any]]] = []
         self._arrivals: list[tuple[Session, int, Envelope]] = []
         self._receipts: list[tuple[Session, int]] = []
         self._departures: list[Session] = []
@@ -207,6 +208,8 @@ class Broker:
 
     def connect(self, uid: bytes, consumer: Consumer) -> Session:
         """Begin a session, or take one over from a connection that was lost."""
+        if self._turning is not None and self._turning.done():
+            self._turning = None  # an event loop before this one has cancelled it
         old = self._sessions.get(uid)
         if old is not None:
             self.disconnect(old)
@@ -228,6 +231,8 @@ class Broker:
         session.open = False
         if self._sessions.get(session.uid) is session:
             del self._sessions[session.uid]
+        if not session.attached:
+            return
         self._departures.append(session)
         if self._turning is None:
             self._schedule()
@@ -261,8 +266,7 @@ class Broker:
                     changes.leased.append(unleased)
             self._detach(session, box)
 
-        await self.settle()
-        await self._control(work)
+        await self._control(work, after_arrivals=True)
 
     def _detach(self, session: Session, box: Mailbox) -> None:
         del session.attached[box.record.uid]
@@ -432,9 +436,10 @@ class Broker:
 
     # --- turns
 
-    async def _control(self, work: Control) -> None:
+    async def _control(self, work: Control, *, after_arrivals: bool = False) -> None:
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._controls.append((work, done))
+        queue = self._late_controls if after_arrivals else self._controls
+        queue.append((work, done))
         if self._turning is None:
             self._schedule()
         await done
@@ -444,9 +449,7 @@ class Broker:
 
     async def _turns(self) -> None:
         try:
-            while (
-                self._arrivals or self._receipts or self._controls or self._departures
-            ):
+            while self._has_work():
                 await self._turn()
         except Exception as error:
             logger.exception("the broker failed")
@@ -454,9 +457,19 @@ class Broker:
         finally:
             self._turning = None
 
+    def _has_work(self) -> bool:
+        return bool(
+            self._arrivals
+            or self._receipts
+            or self._controls
+            or self._late_controls
+            or self._departures
+        )
+
     async def _turn(self) -> None:
         changes = Changes()
         controls, self._controls = self._controls, []
+        late, self._late_controls = self._late_controls, []
         arrivals, self._arrivals = self._arrivals, []
         receipts, self._receipts = self._receipts, []
         departures, self._departures = self._departures, []
@@ -467,11 +480,13 @@ class Broker:
             for work, done in controls:
                 answers.append((done, await self._attempt(work, changes)))
             refused = self._take_arrivals(changes, arrivals)
+            for work, done in late:
+                answers.append((done, await self._attempt(work, changes)))
             if changes:
                 await self._store.commit(changes)
         except StorageError as error:
             await self._start_over(error)
-            for _, done in controls:
+            for _, done in (*controls, *late):
                 if not done.done():
                     done.set_exception(error)
             return

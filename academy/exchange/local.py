@@ -179,7 +179,6 @@ class LocalExchangeTransport(NoPickleMixin):
             uid = self.mailbox_id.uid.bytes
             await self._broker.detach(self._session, uid, self._released)
             self._broker.disconnect(self._session)
-            await self._broker.settle()
             self._outbox.fail(ExchangeError(f"{self.mailbox_id} was closed"))
 
     # --- what the broker says (Consumer)
