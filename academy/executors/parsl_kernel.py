@@ -1,0 +1,344 @@
+"""One DataFlowKernel and the thread that it belongs to."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import BrokenExecutor, Future, InvalidStateError
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+from parsl.config import Config
+from parsl.dataflow.dflow import DataFlowKernel
+from parsl.executors.base import ParslExecutor as ParslEngine
+from parsl.providers import LocalProvider
+
+from academy.executors.parsl_config import fresh_config, fresh_executor
+from academy.executors.parsl_tasks import NATIVE, run_task
+from academy.home import private_directory
+
+logger = logging.getLogger(__name__)
+
+# How often to look whether the interchanges are alive; Parsl does not.
+LOOK_INTERVAL = 1.0
+# How long an interchange may take to answer, and how long processes of local blocks
+# may take to end after SIGTERM.
+COMMAND_TIMEOUT = 10.0
+TERMINATION_GRACE = 5.0
+
+
+@dataclass(frozen=True)
+class _Task:
+    label: str
+    packed: bytes
+    specification: dict[str, Any]
+    future: Future[Any]
+
+
+class Kernel:
+    """The DataFlowKernel that the executors of one Parsl configuration share.
+
+    It starts with the first task, and with each executor's first task that executor is
+    added: a label that nobody uses costs no job. When the last user has released it, it
+    is cleaned up. A task that comes later starts another one.
+
+    Args:
+        config: The user's configuration, of which only copies are started.
+        run_dir: Where Parsl makes the numbered directory of a run.
+        private: Whether run_dir is ours, to be made unreadable for others.
+    """
+
+    def __init__(self, config: Config, run_dir: Path, *, private: bool) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self._private = private
+        self._lock = threading.Lock()
+        # Labels that have submitted and not released yet: while there are any, there
+        # is a run.
+        self._users: set[str] = set()
+        self._run: _Run | None = None
+        self._ended: _Run | None = None
+
+    def submit(
+        self, label: str, packed: bytes, specification: dict[str, Any]
+    ) -> Future[Any]:
+        """Queue a task; the label's user must release it after its last task."""
+        future: Future[Any] = Future()
+        with self._lock:
+            if self._run is None:
+                self._run = _Run(self.config, self.run_dir, self._private)
+                self._run.thread.start()
+            self._users.add(label)
+            self._run.inbox.put(_Task(label, packed, specification, future))
+        return future
+
+    def running(self, label: str) -> Any | None:
+        """Return the started Parsl executor of this label, if there is one."""
+        run = self._run
+        return run.executor(label) if run is not None else None
+
+    def release(self, label: str) -> None:
+        """Give up the interest of a label, whose futures are all done."""
+        with self._lock:
+            self._users.discard(label)
+            if self._users or self._run is None:
+                return
+            self._run.inbox.put(None)
+            self._ended, self._run = self._run, None
+
+    def join(self) -> None:
+        """Wait for the end of the run that was released last, if any."""
+        ended = self._ended
+        if ended is not None and ended.thread is not threading.current_thread():
+            ended.thread.join()
+
+
+class _Run:
+    """One thread that starts a DataFlowKernel, feeds it, and cleans it up.
+
+    It lives as long as the kernel, since the system ends the interchange together with
+    the very thread that has started it.
+    """
+
+    def __init__(self, config: Config, run_dir: Path, private: bool) -> None:
+        self.thread = threading.Thread(
+            target=self._live, name=f"academy-parsl-{run_dir.name}", daemon=True
+        )
+        self.inbox: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._config = config
+        self._run_dir = run_dir
+        self._private = private
+        self._kernel: DataFlowKernel | None = None
+        self._stopping = False
+        # What Parsl has been given and has not answered.
+        self._outstanding: set[Future[Any]] = set()
+
+    def executor(self, label: str) -> Any | None:
+        kernel = self._kernel
+        return kernel.executors.get(label) if kernel is not None else None
+
+    def _live(self) -> None:
+        # A program that ends without a shutdown still cancels its blocks.
+        atexit.register(self._stop)
+        try:
+            for task in iter(self._next, None):
+                self._hand_over(task)
+        finally:
+            self._close()
+            atexit.unregister(self._stop)
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self.inbox.put(None)
+        self.thread.join()
+
+    def _next(self) -> _Task | None:
+        while not self._stopping:
+            try:
+                return self.inbox.get(timeout=LOOK_INTERVAL)
+            except queue.Empty:
+                _logged(self._look)
+        return None
+
+    def _hand_over(self, task: _Task) -> None:
+        future = task.future
+        # From here on Parsl has it, and does not give it back.
+        if not future.set_running_or_notify_cancel():
+            return
+        self._outstanding.add(future)
+        future.add_done_callback(self._outstanding.discard)
+        kwargs = {NATIVE: task.specification} if task.specification else {}
+        try:
+            answer = self._started(task.label).submit(
+                run_task,
+                app_args=(task.packed,),
+                executors=[task.label],
+                cache=False,
+                ignore_for_cache=None,
+                app_kwargs=kwargs,
+            )
+        except Exception as e:  # For the one who waits for the future.
+            _settle(future, e)
+        else:
+            answer.add_done_callback(partial(_pass_on, future))
+
+    def _started(self, label: str) -> DataFlowKernel:
+        kernel = self._kernel
+        if kernel is not None and label in kernel.executors:
+            return kernel
+        [executor] = (e for e in self._config.executors if e.label == label)
+        fresh = fresh_executor(executor)
+        if kernel is None:
+            if self._private:
+                private_directory(self._run_dir)
+            kernel = _start_kernel(fresh_config(self._config, [fresh], self._run_dir))
+            self._kernel = kernel
+        else:
+            _add_executor(kernel, fresh)
+        _bound_commands(fresh)
+        logger.info("started Parsl executor %s in %s", label, kernel.run_dir)
+        return kernel
+
+    def _look(self) -> None:
+        """Fail the tasks of an executor whose interchange has died."""
+        executors = self._kernel.executors if self._kernel is not None else {}
+        for executor in list[Any](executors.values()):
+            interchange = getattr(executor, "interchange_proc", None)
+            if interchange is None or interchange.poll() is None:
+                continue
+            if executor.bad_state_is_set:
+                continue
+            executor.command_client.ok = False  # Commands fail instead of waiting.
+            executor.set_bad_state_and_fail_all(
+                BrokenExecutor(
+                    f"The interchange of Parsl executor {executor.label!r} (process "
+                    f"{interchange.pid}) ended with status {interchange.returncode}; "
+                    f"its log is {executor.logdir}/interchange.log"
+                )
+            )
+
+    def _close(self) -> None:
+        kernel = self._kernel
+        if kernel is not None:
+            blocks = _LocalBlocks(kernel.executors.values())
+            _logged(self._look)
+            _logged(kernel.cleanup)
+            for executor in kernel.executors.values():
+                _logged(partial(_end_executor, executor))
+            _logged(blocks.end)
+        for future in list(self._outstanding):
+            _settle(
+                future, BrokenExecutor("The task was cut off by the executor's end.")
+            )
+
+
+# --- starting and ending Parsl
+
+
+def _start_kernel(config: Config) -> DataFlowKernel:
+    """Start a DataFlowKernel, or leave nothing of it."""
+    kernel = DataFlowKernel.__new__(DataFlowKernel)
+    try:
+        kernel.__init__(config)  # type: ignore[misc]  # Its parts are needed if it fails.
+    except BaseException:
+        if (poller := getattr(kernel, "job_status_poller", None)) is not None:
+            _logged(poller.close)
+        for executor in getattr(kernel, "executors", {}).values():
+            _logged(executor.shutdown)
+        raise
+    return kernel
+
+
+def _add_executor(kernel: DataFlowKernel, executor: ParslEngine) -> None:
+    try:
+        kernel.add_executors([executor])
+    except BaseException:
+        kernel.executors.pop(executor.label, None)
+        _logged(executor.shutdown)
+        raise
+
+
+def _bound_commands(executor: Any) -> None:
+    """Let an interchange that hangs fail what asks it, instead of hanging that too."""
+    client = getattr(executor, "command_client", None)
+    if client is not None:
+        client.zmq_socket.rcvtimeo = int(COMMAND_TIMEOUT * 1000)
+        client.zmq_socket.sndtimeo = int(COMMAND_TIMEOUT * 1000)
+
+
+def _end_executor(executor: Any) -> None:
+    """End what Parsl's clean-up may leave: blocks of a bad executor, an interchange."""
+    if getattr(executor, "bad_state_is_set", False) and executor.provider is not None:
+        status = executor.status_facade
+        jobs = [
+            job
+            for block, job in executor.blocks_to_job_id.items()
+            if block not in status or not status[block].terminal
+        ]
+        if jobs:
+            executor.provider.cancel(jobs)
+    interchange = getattr(executor, "interchange_proc", None)
+    if interchange is not None and interchange.poll() is None:
+        executor.shutdown()
+
+
+class _LocalBlocks:
+    """The processes of blocks on this machine, and what they leave when terminated.
+
+    Parsl terminates them without waiting, and a worker pool that is terminated leaves
+    the directory of its multiprocessing manager behind.
+    """
+
+    def __init__(self, executors: Iterable[Any]) -> None:
+        self._processes: list[psutil.Process] = []
+        self._directories: set[Path] = set()
+        for executor in executors:
+            provider = getattr(executor, "provider", None)
+            if isinstance(provider, LocalProvider):
+                for job in provider.resources.values():
+                    self._add(job["remote_pid"])
+
+    def _add(self, pid: int) -> None:
+        with contextlib.suppress(psutil.Error):
+            root = psutil.Process(pid)
+            self._processes += [root, *root.children(recursive=True)]
+        for process in self._processes:
+            with contextlib.suppress(psutil.Error):
+                for socket in process.net_connections("unix"):
+                    directory = Path(str(socket.laddr)).parent
+                    if directory.name.startswith("pymp-"):
+                        self._directories.add(directory)
+
+    def end(self) -> None:
+        deadline = time.monotonic() + TERMINATION_GRACE
+        while (left := self._alive()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        for directory in self._directories:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _alive(self) -> list[psutil.Process]:
+        alive = []
+        for process in self._processes:
+            with contextlib.suppress(psutil.Error):
+                # In a container nobody may be there to reap it.
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    alive.append(process)
+        return alive
+
+
+# --- futures
+
+
+def _pass_on(future: Future[Any], answer: Future[Any]) -> None:
+    error = answer.exception()
+    if error is not None:
+        _settle(future, error)
+    else:
+        with contextlib.suppress(InvalidStateError):
+            future.set_result(answer.result())
+
+
+def _settle(future: Future[Any], error: BaseException) -> None:
+    """Fail a future, unless somebody was faster."""
+    with contextlib.suppress(InvalidStateError):
+        future.set_exception(error)
+
+
+def _logged(step: Callable[[], object]) -> None:
+    """Take one step of a clean-up that has to go on whatever happens in it."""
+    try:
+        step()
+    except Exception:
+        logger.exception("while ending Parsl")

@@ -1,0 +1,53 @@
+"""Blocks of nodes from any Slurm: copy this file and change what is in capitals."""
+
+from parsl.config import Config
+from parsl.executors import HighThroughputExecutor
+from parsl.launchers import SrunLauncher
+from parsl.providers import SlurmProvider
+
+PARTITION = None  # None: the cluster's default; `sinfo` lists them.
+ACCOUNT = None  # None: your default; `sacctmgr show associations user=$USER`.
+WALLTIME = "01:00:00"  # Of a block. Slurm counts whole minutes.
+NODES_PER_BLOCK = 1
+MAX_BLOCKS = 1  # Jobs at a time.
+EXCLUSIVE = True  # Whole nodes; if False, say how many cores of a node:
+CORES_PER_NODE = None
+WORKERS_PER_NODE = 8  # An agent each, or many with an EventLoopExecutor.
+WORKER_INIT = ""  # Such as "module load python; source ~/venv/bin/activate".
+
+
+class Slurm(SlurmProvider):
+    """A SlurmProvider that asks for the state of its jobs four times a minute."""
+
+    status_polling_interval = 15
+
+
+config = Config(
+    executors=[
+        HighThroughputExecutor(
+            label="slurm",
+            max_workers_per_node=WORKERS_PER_NODE,
+            # Agents mostly wait, so the number of cores is no limit.
+            cores_per_worker=1e-6,
+            # A lost node is noticed within half a minute.
+            heartbeat_period=5,
+            heartbeat_threshold=30,
+            provider=Slurm(
+                partition=PARTITION,
+                account=ACCOUNT,
+                walltime=WALLTIME,
+                nodes_per_block=NODES_PER_BLOCK,
+                cores_per_node=CORES_PER_NODE,
+                exclusive=EXCLUSIVE,
+                init_blocks=0,
+                max_blocks=MAX_BLOCKS,
+                worker_init=WORKER_INIT,
+                # Since Slurm 22.05 srun does not take this over from sbatch.
+                launcher=SrunLauncher(overrides="--cpus-per-task=$SLURM_CPUS_ON_NODE"),
+            ),
+        )
+    ],
+    # Not "htex_auto_scale": it can cancel a queued job at every tick.
+    strategy="simple",
+    strategy_period=1,
+)
