@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import os
 import pickle
 import signal
 import socket
@@ -30,6 +31,15 @@ if TYPE_CHECKING:
     from academy.exchange.factory import ExchangeFactory
     from academy.exchange.transport import AgentRegistration
     from academy.logging.configs.base import LogConfig
+
+
+PARENT_CHECK_INTERVAL = 2.0
+"""Seconds between two looks of a worker whether its parent lives."""
+
+ORPHAN_GRACE = 30.0
+"""Seconds that an agent has to shut down when its worker's parent is dead."""
+
+ORPHANED = "the death of its parent process"
 
 
 class LaunchOptions(TypedDict, total=False):
@@ -234,7 +244,9 @@ def run_agent(spec: AgentSpec | bytes) -> None:
             # A forked worker must not inherit the exchange client of its parent.
             runner.run(_serve(spec), context=contextvars.Context())
     except BaseException as error:
-        raised = _as_picklable(error)
+        if isinstance(error, AgentInterruptedError) and error.cause == ORPHANED:
+            os._exit(1)  # a worker without a parent would wait for work for ever
+        raised = portable_error(error)
         if raised is error:
             raise
         raise raised from None
@@ -248,42 +260,74 @@ async def run_agent_here(spec: AgentSpec) -> None:
 
 async def _serve(spec: AgentSpec) -> None:
     runtime = spec.runtime()
-    with shutdown_on_signals(runtime, expected=False) as received:
+    with shutdown_from_outside(runtime, expected=False) as causes:
         await runtime.run_until_complete()
-    if received:
-        raise AgentInterruptedError(received[0].name, socket.gethostname())
+    if causes:
+        raise AgentInterruptedError(causes[0], socket.gethostname())
 
 
 @contextmanager
-def shutdown_on_signals(
+def shutdown_from_outside(
     runtime: Runtime[Any], *, expected: bool
-) -> Iterator[list[signal.Signals]]:
-    """Shut an agent down at SIGTERM or SIGINT, if this is the main thread.
+) -> Iterator[list[str]]:
+    """Shut an agent down at SIGTERM, SIGINT, or the death of who made this process.
 
-    Yields the signals received. A second signal cancels the current task.
+    In other threads than the main one, which gets no signals, this does nothing.
+    Yields the causes met; a second one cancels the current task.
     """
-    received: list[signal.Signals] = []
+    causes: list[str] = []
     if threading.current_thread() is not threading.main_thread():
-        yield received
+        yield causes
         return
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    task = asyncio.current_task()
 
-    def end(number: signal.Signals) -> None:
-        received.append(number)
-        if len(received) == 1:
+    def end(cause: str) -> None:
+        causes.append(cause)
+        if len(causes) == 1:
             runtime.signal_shutdown(expected=expected)
         elif task is not None:
             task.cancel()
 
+    with _on_signals(end), _on_orphaning(end):
+        yield causes
+
+
+@contextmanager
+def _on_signals(end: Callable[[str], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     for number in before:
-        loop.add_signal_handler(number, end, number)
+        loop.add_signal_handler(number, end, number.name)
     try:
-        yield received
+        yield
     finally:
         for number, handler in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, handler)
+
+
+@contextmanager
+def _on_orphaning(end: Callable[[str], None]) -> Iterator[None]:
+    """Tell when the parent dies, if this process is a worker of multiprocessing."""
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    if multiprocessing is None or multiprocessing.parent_process() is None:
+        yield
+        return
+    watch = asyncio.create_task(_watch_parent(end))
+    try:
+        yield
+    finally:
+        watch.cancel()
+
+
+async def _watch_parent(end: Callable[[str], None]) -> None:
+    # The parent's sentinel would tell at once, but sibling workers may hold it open.
+    parent = os.getppid()
+    while os.getppid() == parent:
+        await asyncio.sleep(PARENT_CHECK_INTERVAL)
+    # The exchange may have died with the parent, and nobody else waits for us.
+    asyncio.get_running_loop().call_later(ORPHAN_GRACE, os._exit, 1)
+    end(ORPHANED)
 
 
 def _runner() -> asyncio.Runner:
@@ -295,7 +339,7 @@ def _runner() -> asyncio.Runner:
     return asyncio.Runner(loop_factory=new_event_loop)
 
 
-def _as_picklable(error: BaseException) -> Exception:
+def portable_error(error: BaseException) -> Exception:
     """Return the error, or what stands for it where it cannot travel or must not.
 
     SystemExit, KeyboardInterrupt and CancelledError would end the launching program.

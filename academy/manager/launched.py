@@ -23,7 +23,7 @@ from academy.exception import (
     MailboxTerminatedError,
     SupersededError,
 )
-from academy.executors.base import AgentExecutor
+from academy.executors.futures import end_of, is_standard_pool, withdraw
 from academy.launch import (
     AgentSpec,
     check_pickles,
@@ -198,7 +198,7 @@ class LaunchedAgent:
         self._terminate = terminate
         if self._pause is not None:
             self._pause.cancel()
-        elif not self._withdraw():
+        elif not withdraw(self._request.executor, self._future):
             request = ShutdownRequest(terminate)
             # A mailbox that is gone belongs to an agent that is ending already.
             with contextlib.suppress(MailboxTerminatedError):
@@ -231,7 +231,8 @@ class LaunchedAgent:
             if self._future is None:
                 await run_agent_here(self._spec(run))
             else:
-                await _result_of(self._future)
+                await end_of(self._future)
+                self._future.result()
         except FutureCancelledError:
             if self._stopping:  # it never ran, so nobody has done this
                 await self._end_mailbox(self._request.config.terminate_on_success)
@@ -303,13 +304,6 @@ class LaunchedAgent:
             timer.cancel()
             self._pause = None
 
-    def _withdraw(self) -> bool:
-        """Take a run back that no worker has begun, where that can be told."""
-        executor = self._request.executor
-        # Other executors may say that they cancelled what runs nevertheless.
-        known = isinstance(executor, AgentExecutor) or _is_standard_pool(executor)
-        return known and self._future is not None and self._future.cancel()
-
     async def _end_mailbox(self, terminate: bool) -> None:
         if self._terminate is not None:
             terminate = self._terminate
@@ -327,29 +321,5 @@ def _retrieve(task: asyncio.Task[None]) -> None:
         task.exception()
 
 
-async def _result_of(future: Future[None]) -> None:
-    """Wait for an executor's future, and leave it alone when cancelled."""
-    loop = asyncio.get_running_loop()
-    ended = loop.create_future()
-
-    def end() -> None:
-        if not ended.done():
-            ended.set_result(None)
-
-    def tell(_: Future[None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(end)
-
-    future.add_done_callback(tell)
-    await ended
-    future.result()
-
-
-def _is_standard_pool(executor: Executor | None) -> bool:
-    # Importing ProcessPoolExecutor to ask for it would load multiprocessing.
-    pools = ("concurrent.futures.thread", "concurrent.futures.process")
-    return any(kind.__module__ in pools for kind in type(executor).__mro__)
-
-
 def _is_broken_for_good(executor: Executor | None, error: Exception) -> bool:
-    return isinstance(error, BrokenExecutor) and _is_standard_pool(executor)
+    return isinstance(error, BrokenExecutor) and is_standard_pool(executor)
