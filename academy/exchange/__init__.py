@@ -13,15 +13,17 @@ from academy.exchange.client import (
 )
 from academy.exchange.client_config import ExchangeClientConfig
 from academy.exchange.factory import ExchangeFactory
-from academy.exchange.local import LocalExchangeFactory, LocalExchangeTransport
 from academy.exchange.mailbox_status import MailboxStatus
 from academy.exchange.transport import AgentRegistration, ExchangeTransport
 
 if TYPE_CHECKING:
     from academy.exchange.cloud.client import HttpExchangeFactory, HttpExchangeTransport
+    from academy.exchange.local import LocalExchangeFactory, LocalExchangeTransport
 
-# Imported when asked for: workers that do not use them do not pay for their libraries.
+# Imported when asked for: workers do not pay for what they do not use.
 _LAZY = {
+    "LocalExchangeFactory": "academy.exchange.local",
+    "LocalExchangeTransport": "academy.exchange.local",
     "HttpExchangeFactory": "academy.exchange.cloud.client",
     "HttpExchangeTransport": "academy.exchange.cloud.client",
 }
