@@ -8,7 +8,8 @@ from socket import gethostname
 from typing import Any
 
 from academy.agent import Agent, action, loop
-from academy.launch import AgentInterruptedError, AgentSpec, portable_error
+from academy.launch import AgentInterruptedError, AgentSpec
+from academy.launch.ending import portable_error
 from academy.logging.helpers import log_context
 from academy.runtime import Runtime
 

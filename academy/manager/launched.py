@@ -24,17 +24,13 @@ from academy.exception import (
     SupersededError,
 )
 from academy.executors.futures import end_of, is_standard_pool, withdraw
-from academy.launch import (
-    AgentSpec,
-    check_pickles,
-    pack_agent,
-    run_agent,
-    run_agent_here,
-)
+from academy.launch import AgentSpec, run_agent, run_agent_here
+from academy.launch.spec import check_pickles, pack_agent
 
 if TYPE_CHECKING:
     from academy.agent import Agent
     from academy.exchange.client import ExchangeClient
+    from academy.exchange.factory import ExchangeFactory
     from academy.exchange.transport import AgentRegistration
     from academy.identifier import AgentId
     from academy.logging.configs.base import LogConfig
@@ -111,9 +107,12 @@ class LaunchRequest:
         config: RuntimeConfig,
     ) -> AgentSpec:
         """Return what the worker gets."""
+        factory = client.factory()
+        if isinstance(self.executor, ThreadPoolExecutor):
+            factory = _for_threads(factory)
         return AgentSpec(
             self.agent if packed is None else packed,
-            client.factory(),
+            factory,
             registration,
             config,
             self.log_config,
@@ -313,6 +312,15 @@ class LaunchedAgent:
             await self._client.terminate(self.agent_id)
         except ExchangeError as error:
             logger.error("the mailbox of %s stays: %s", self.agent_id, error)
+
+
+def _for_threads(factory: ExchangeFactory) -> ExchangeFactory:
+    from academy.exchange.bridge import BridgeFactory
+    from academy.exchange.local import LocalExchangeFactory
+
+    return (
+        BridgeFactory(factory) if isinstance(factory, LocalExchangeFactory) else factory
+    )
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:

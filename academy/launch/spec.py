@@ -1,0 +1,168 @@
+"""All that travels to a worker, and how it is packed."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from academy.exception import AcademyError
+from academy.runtime import Runtime, RuntimeConfig
+from academy.serialize import dumps
+
+if TYPE_CHECKING:
+    from academy.agent import Agent
+    from academy.exchange.factory import ExchangeFactory
+    from academy.exchange.transport import AgentRegistration
+    from academy.logging.configs.base import LogConfig
+
+
+class WorkerMismatchError(AcademyError):
+    """A worker's Python or academy-hpc does not fit that of the launching program."""
+
+    def __init__(self, what: str, here: str, there: str, host: str) -> None:
+        super().__init__(what, here, there, host)
+        self.what = what
+        self.here = here
+        self.there = there
+        self.host = host
+
+    def __str__(self) -> str:
+        return (
+            f"The worker on {self.host} runs {self.what} {self.there}, the program "
+            f"that launched the agent {self.what} {self.here}. Activate the same "
+            "environment there, for example with the executor's worker_init."
+        )
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """All that a worker needs to run one agent.
+
+    Attributes:
+        agent: an agent, a type to be instantiated on the worker, or either with its
+            arguments as `pack_agent` has packed them.
+        exchange_factory: makes the agent's client.
+        registration: opens the agent's mailbox.
+        config: how the agent runs.
+        log_config: how its worker logs.
+        args: positional arguments of a type.
+        kwargs: keyword arguments of a type.
+    """
+
+    agent: Agent | type[Agent] | bytes
+    exchange_factory: ExchangeFactory
+    registration: AgentRegistration[Any]
+    config: RuntimeConfig
+    log_config: LogConfig | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def pack(self) -> bytes:
+        """Encode for `run_agent`; the agent stays a packed piece of its own.
+
+        Raises:
+            PicklingError: names the part that does not pickle.
+        """
+        agent = self.agent
+        if not isinstance(agent, bytes):
+            agent = pack_agent(agent, self.args, self.kwargs)
+        check_pickles(self.exchange_factory, "the exchange")
+        check_pickles(self.log_config, "log_config")
+        packed = dumps(replace(self, agent=agent, args=(), kwargs={}))
+        return pickle.dumps((_versions(), packed), 5)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> AgentSpec:
+        """Decode what `pack` has encoded; the agent itself stays packed.
+
+        Raises:
+            WorkerMismatchError: it was packed by a Python or academy-hpc that does
+                not fit this one.
+        """
+        versions, spec = pickle.loads(packed)
+        for what, here in _versions().items():
+            if versions[what] != here:
+                raise WorkerMismatchError(
+                    what, versions[what], here, socket.gethostname()
+                )
+        return cast("AgentSpec", pickle.loads(spec))
+
+    def build(self) -> Agent:
+        """Make the agent, or return the one that was given."""
+        agent, args, kwargs = self.agent, self.args, self.kwargs
+        if isinstance(agent, bytes):
+            try:
+                agent, args, kwargs = pickle.loads(agent)
+            except Exception as error:
+                error.add_note(
+                    f"{self.registration.agent_id} was being unpacked on "
+                    f"{socket.gethostname()}, with {sys.executable}. What it imports "
+                    "must be installed there."
+                )
+                raise
+        return agent(*args, **kwargs) if isinstance(agent, type) else agent
+
+    def runtime(self) -> Runtime[Any]:
+        """Make the runtime of this agent."""
+        return Runtime(
+            self.build(),
+            exchange_factory=self.exchange_factory,
+            registration=self.registration,
+            config=self.config,
+        )
+
+
+def pack_agent(
+    agent: Agent | type[Agent], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> bytes:
+    """Encode an agent with its arguments.
+
+    Raises:
+        PicklingError: names the argument or attribute that does not pickle.
+    """
+    try:
+        return dumps((agent, args, dict(kwargs)))
+    except Exception as error:
+        for i, value in enumerate(args):
+            check_pickles(value, f"argument args[{i}]")
+        for key, value in kwargs.items():
+            check_pickles(value, f'argument kwargs["{key}"]')
+        if not isinstance(agent, type):
+            for name, value in getattr(agent, "__dict__", {}).items():
+                check_pickles(value, f"the agent instance's attribute {name}")
+        raise pickle.PicklingError(
+            f"the agent {agent!r} does not pickle: {error}"
+        ) from error
+
+
+def check_pickles(value: Any, name: str) -> None:
+    """Make sure that a part of a launch can travel to a worker.
+
+    Raises:
+        PicklingError: it cannot; says which part, of which type, and why.
+    """
+    try:
+        dumps(value)
+    except Exception as error:
+        kind = type(value)
+        raise pickle.PicklingError(
+            f"{name} (of type {kind.__module__}.{kind.__qualname__}) does not pickle, "
+            f"so it cannot travel to a worker: {error}"
+        ) from error
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Return what must be equal on both sides: patch releases may differ."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        academy = ".".join(version("academy-hpc").split(".")[:2])
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        academy = "unknown"
+    return {"Python": "{}.{}".format(*sys.version_info), "academy-hpc": academy}
