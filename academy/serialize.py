@@ -81,13 +81,12 @@ class Payload:
         Raises:
             DeserializationMethodProhibitedError: this context refuses the strategy.
         """
-        data = self._data
-        if data is None:
-            return self._value
+        # Of a live value too: a program is to behave alike on every exchange.
         allowed = allowed_deserializers.get()
         if allowed is not None and self.strategy not in allowed:
             raise DeserializationMethodProhibitedError(self.strategy.value)
-        return _decode(data)
+        data = self._data
+        return self._value if data is None else _decode(data)
 
     def parts(self) -> list[Part]:
         """Return the encoded value as buffers to be sent one after the other."""

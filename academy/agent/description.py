@@ -51,11 +51,26 @@ def describe(cls: type, actions: Mapping[str, ActionSpec]) -> AgentDescription:
     )
 
 
+class _AsWritten(str):
+    """An annotation that is shown without quotation marks."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
 def _describe_action(name: str, method: Any, spec: ActionSpec) -> ActionDescription:
     signature = inspect.signature(method)
     _, *parameters = signature.parameters.values()
-    if spec.context:
-        parameters = [p for p in parameters if p.name != "context"]
-    return ActionDescription(
-        name, str(signature.replace(parameters=parameters)), inspect.getdoc(method)
+    shown = signature.replace(
+        parameters=[
+            p.replace(annotation=_as_written(p.annotation))
+            for p in parameters
+            if not (spec.context and p.name == "context")
+        ],
+        return_annotation=_as_written(signature.return_annotation),
     )
+    return ActionDescription(name, str(shown), inspect.getdoc(method))
+
+
+def _as_written(annotation: Any) -> Any:
+    return _AsWritten(annotation) if isinstance(annotation, str) else annotation

@@ -283,9 +283,10 @@ class ProxyHandle(Handle[AgentT_co]):
             from academy.identifier import UserId
 
             kwargs["context"] = ActionContext(UserId.new(), None)
-        result = await getattr(self.agent, name)(*args, **kwargs)
-        self._completed += 1
-        return result
+        try:
+            return await getattr(self.agent, name)(*args, **kwargs)
+        finally:
+            self._completed += 1
 
     def _check_running(self) -> None:
         if self._shut_down:

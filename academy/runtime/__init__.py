@@ -84,18 +84,18 @@ class Runtime(Generic[AgentT]):
         self.factory = exchange_factory
         self.registration = registration
         self.config = config or _DEFAULT_CONFIG
-        self._server = RequestServer(agent, self._shutdown_requested, self._interrupted)
+        self._server = RequestServer(agent, self._shutdown_requested, self._exited)
         self._client: AgentExchangeClient | None = None
         self._context: AgentContext | None = None
         self._tokens: list[contextvars.Token[Any]] = []
         self._loops: list[asyncio.Task[None]] = []
-        self._children: list[tuple[Runtime[Any], asyncio.Task[None]]] = []
+        self._children: dict[Runtime[Any], asyncio.Task[None]] = {}
         self._shutdown = asyncio.Event()
         self._used = False
         self._lost = False
         self._expected = True
         self._terminate: bool | None = None
-        self._errors: list[BaseException] = []
+        self._errors: list[Exception] = []
 
     @property
     def agent_id(self) -> AgentId[AgentT]:
@@ -131,8 +131,13 @@ class Runtime(Generic[AgentT]):
         if timeout is None:
             await self._shutdown.wait()
             return
-        async with asyncio.timeout(timeout):
-            await self._shutdown.wait()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._shutdown.wait()
+        except TimeoutError:
+            raise TimeoutError(
+                f"{self.agent_id} still runs after {timeout} seconds."
+            ) from None
 
     def signal_shutdown(
         self, expected: bool = True, *, terminate: bool | None = None
@@ -151,13 +156,19 @@ class Runtime(Generic[AgentT]):
     def _shutdown_requested(self, terminate: bool | None) -> None:
         self.signal_shutdown(terminate=terminate)
 
-    def _interrupted(self, error: BaseException) -> None:
+    def _fail(self, error: Exception) -> None:
         self._errors.append(error)
         self.signal_shutdown(expected=False)
 
     def _mailbox_lost(self, error: Exception) -> None:
         self._lost = True
-        self._interrupted(error)
+        self._fail(error)
+
+    def _exited(self, error: SystemExit) -> None:
+        # As itself it would end the event loop, and with it every other agent there.
+        raised = RuntimeError(f"{self.agent_id} ended itself with {error!r}.")
+        raised.__cause__ = error
+        self._fail(raised)
 
     # --- start
 
@@ -167,6 +178,9 @@ class Runtime(Generic[AgentT]):
         self._used = True
         try:
             await self._start()
+        except SystemExit as error:
+            self._exited(error)
+            await self._stop(None)
         except BaseException as error:
             await self._stop(error)
             raise
@@ -217,8 +231,8 @@ class Runtime(Generic[AgentT]):
                 self._errors.append(error)
             if self.config.shutdown_on_loop_error:
                 self.signal_shutdown(expected=False)
-        except BaseException as error:
-            self._interrupted(error)
+        except SystemExit as error:
+            self._exited(error)
 
     # --- stop
 
@@ -239,6 +253,8 @@ class Runtime(Generic[AgentT]):
                 await step()
             except Exception as problem:
                 self._errors.append(problem)
+            except SystemExit as problem:
+                self._exited(problem)
             except BaseException as problem:
                 interruption = problem
         for token in self._tokens:
@@ -301,12 +317,8 @@ class Runtime(Generic[AgentT]):
     def _raise(
         self, error: BaseException | None, interruption: BaseException | None
     ) -> None:
-        errors = self._errors
-        if (
-            interruption is None
-            and error is not None
-            and not isinstance(error, Exception)
-        ):
+        errors: list[BaseException] = [*self._errors]
+        if interruption is None and not isinstance(error, Exception | None):
             interruption = error
         if interruption is not None:
             # Who is to stop must stop, whatever else there is to say.
@@ -314,7 +326,7 @@ class Runtime(Generic[AgentT]):
                 logger.error("%s failed", self.agent_id, exc_info=problem)
             raise interruption
         if error is not None and errors:
-            errors = [error, *errors]
+            errors.insert(0, error)
         raise_exceptions(errors, f"{self.agent_id} failed")
 
     # --- other agents in the same event loop
@@ -347,8 +359,7 @@ class Runtime(Generic[AgentT]):
             registration=registration,
             config=config,
         )
-        task = asyncio.create_task(self._run_child(runtime))
-        self._children.append((runtime, task))
+        self._children[runtime] = asyncio.create_task(self._run_child(runtime))
         return Handle._of(registration.agent_id, type(agent))
 
     async def _run_child(self, runtime: Runtime[Any]) -> None:
@@ -358,9 +369,11 @@ class Runtime(Generic[AgentT]):
             error.add_note(f"Raised in {runtime!r}, launched by {self.agent_id}.")
             logger.error("%r failed", runtime, exc_info=error)
             self._errors.append(error)
+        finally:
+            del self._children[runtime]
 
     async def _stop_children(self) -> None:
-        for runtime, _ in self._children:
+        for runtime in self._children:
             runtime.signal_shutdown()
         if self._children:
-            await asyncio.wait([task for _, task in self._children])
+            await asyncio.wait(list(self._children.values()))

@@ -48,7 +48,7 @@ class RequestServer:
     Args:
         agent: whose actions are run.
         on_shutdown: called with `terminate` when a shutdown is requested.
-        on_interrupt: called with the SystemExit or KeyboardInterrupt of an action.
+        on_exit: called with the SystemExit that an action has raised.
 
     Invariants: `_early` holds what came before `start`, and is None from then on.
     `_running` has the task and the request of every action that is to be answered,
@@ -61,7 +61,7 @@ class RequestServer:
         "_client",
         "_context",
         "_early",
-        "_on_interrupt",
+        "_on_exit",
         "_on_shutdown",
         "_running",
         "_stopped",
@@ -71,12 +71,12 @@ class RequestServer:
         self,
         agent: Agent,
         on_shutdown: Callable[[bool | None], None],
-        on_interrupt: Callable[[BaseException], None],
+        on_exit: Callable[[SystemExit], None],
     ) -> None:
         self._agent = agent
         self._actions = agent._agent_actions()
         self._on_shutdown = on_shutdown
-        self._on_interrupt = on_interrupt
+        self._on_exit = on_exit
         self._early: list[Message] | None = []
         self._running: dict[bytes, tuple[asyncio.Task[None], Message]] = {}
         self._stopped = False
@@ -182,10 +182,11 @@ class RequestServer:
             response = _coded(ActionCancelledError(name))
         except Exception as error:
             response = _raised(request, error)
-        except BaseException as error:  # SystemExit is for the agent, not its caller
+        except SystemExit as error:  # it is for the agent, not for its caller
             response = _coded(ActionCancelledError(name))
-            self._on_interrupt(error)
-        self._running.pop(message.tag, None)
+            self._on_exit(error)
+        finally:
+            self._running.pop(message.tag, None)
         self._answer(message, response)
 
     def _cancelled(self, tag: bytes) -> Response:
