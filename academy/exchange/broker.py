@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 PAGE = 256
 """Messages read from the store at once."""
+REFUSALS = 1024
+"""Latest refusals that are kept of a session."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ class Session:
 
 
 Control = Callable[[Changes], Coroutine[Any, Any, Any]]
+Refusal = tuple[int, bytes, AcademyError]
 
 
 class Broker:
@@ -173,7 +176,9 @@ class Broker:
         self._boxes: dict[bytes, Mailbox] = {}
         self._sessions: dict[bytes, Session] = {}
         self._sequences: dict[bytes, int] = {}
+        self._refusals: dict[bytes, deque[Refusal]] = {}
         self._number = 0
+        self._opened = False
         self._controls: list[tuple[Control, asyncio.Future[Any]]] = []
         self._late_controls: list[tuple[Control, asyncio.Future[Any]]] = []
         self._arrivals: list[tuple[Session, int, Envelope]] = []
@@ -193,6 +198,7 @@ class Broker:
         }
         self._sequences = contents.sessions
         self._number = contents.last_number
+        self._opened = True
 
     async def settle(self) -> None:
         """Wait until nothing is left to do."""
@@ -215,6 +221,8 @@ class Broker:
             self.disconnect(old)
             old.consumer.reset(ForbiddenError("the session has connected anew"))
         session = self._sessions[uid] = Session(uid, consumer, self.limits)
+        for sequence, tag, error in self._refusals.get(uid, ()):
+            consumer.refuse(sequence, tag, error)
         return session
 
     def last_sequence(self, session: Session) -> int:
@@ -289,9 +297,18 @@ class Broker:
     # --- mailboxes
 
     async def register(self, records: Iterable[MailboxRecord]) -> None:
-        """Make mailboxes, all or none; an id that exists stays as it is."""
+        """Make mailboxes, all or none; an id that exists stays as it is.
+
+        Raises:
+            ForbiddenError: it exists and was registered by somebody else.
+        """
+        records = list(records)
 
         async def work(changes: Changes) -> None:
+            for record in records:
+                box = self._boxes.get(record.uid)
+                if box is not None and box.record.creator != record.creator:
+                    raise ForbiddenError(f"{box.id} was registered by somebody else")
             for record in records:
                 if record.uid not in self._boxes:
                     self._boxes[record.uid] = Mailbox(record)
@@ -326,6 +343,8 @@ class Broker:
 
         async def work(changes: Changes) -> None:
             box = self._live(uid)
+            if not session.open:
+                raise ForbiddenError("the session is over")
             record = box.record
             if record.incarnation != incarnation:
                 if resume:
@@ -371,7 +390,7 @@ class Broker:
                     owner.consumer.lost(uid, MailboxTerminatedError(box.id))
             await self._answer_all(changes, box)
 
-        await self._control(work)
+        await self._control(work, after_arrivals=True)
 
     def status(self, uid: bytes) -> MailboxStatus:
         """Return MISSING, ACTIVE or TERMINATED."""
@@ -450,10 +469,11 @@ class Broker:
     async def _turns(self) -> None:
         try:
             while self._has_work():
-                await self._turn()
-        except Exception as error:
-            logger.exception("the broker failed")
-            await self._start_over(StorageError(f"the broker failed: {error!r}"))
+                asked = [done for _, done in (*self._controls, *self._late_controls)]
+                try:
+                    await self._turn()
+                except Exception as error:
+                    await self._start_over(error, asked)
         finally:
             self._turning = None
 
@@ -474,22 +494,17 @@ class Broker:
         receipts, self._receipts = self._receipts, []
         departures, self._departures = self._departures, []
         answers: list[tuple[asyncio.Future[Any], AcademyError | None]] = []
-        try:
-            for session, count in receipts:
-                self._take_receipt(changes, session, count)
-            for work, done in controls:
-                answers.append((done, await self._attempt(work, changes)))
-            refused = self._take_arrivals(changes, arrivals)
-            for work, done in late:
-                answers.append((done, await self._attempt(work, changes)))
-            if changes:
-                await self._store.commit(changes)
-        except StorageError as error:
-            await self._start_over(error)
-            for _, done in (*controls, *late):
-                if not done.done():
-                    done.set_exception(error)
-            return
+        if not self._opened:
+            await self.open()
+        for session, count in receipts:
+            self._take_receipt(changes, session, count)
+        for work, done in controls:
+            answers.append((done, await self._attempt(work, changes)))
+        refused = self._take_arrivals(changes, arrivals)
+        for work, done in late:
+            answers.append((done, await self._attempt(work, changes)))
+        if changes:
+            await self._store.commit(changes)
         for done, problem in answers:
             if done.done():
                 continue
@@ -543,7 +558,10 @@ class Broker:
             if sequence <= sequences.get(session.uid, 0):
                 continue  # sent again because our confirmation was lost: it is stored
             if not session.open and envelope.src not in session.attached:
-                continue  # the client sends it again through its new connection
+                # The client sends it again through its new connection, and with it
+                # all that came after, since what is taken must be without gaps.
+                self._depart(session)
+                continue
             sequences[session.uid] = changes.sessions[session.uid] = sequence
             error = self._take(changes, session, envelope)
             if error is not None:
@@ -601,7 +619,7 @@ class Broker:
         box.incoming += 1
         changes.added.append(envelope)
         session = box.session
-        if session is None:
+        if session is None or not session.open:
             return
         if box.behind or not session.has_room():
             box.behind = True
@@ -624,6 +642,10 @@ class Broker:
         refused: list[tuple[Session, int, Envelope, AcademyError]],
     ) -> None:
         for session, sequence, envelope, error in refused:
+            # Nobody says that a refusal has arrived: it is told again to a client
+            # that connects anew, which takes what it had sent for stored otherwise.
+            known = self._refusals.setdefault(session.uid, deque(maxlen=REFUSALS))
+            known.append((sequence, envelope.tag, error))
             if session.open:
                 session.consumer.refuse(sequence, envelope.tag, error)
         # Sequences only grow, so that the last one of a session stands for all.
@@ -640,12 +662,9 @@ class Broker:
     async def _catch_up(self) -> None:
         """Deliver from the store to consumers that had no room or were away."""
         hungry, self._hungry = self._hungry, set()
-        try:
-            for session in hungry:
-                for box in list(session.behind):
-                    await self._read_on(session, box)
-        except StorageError as error:
-            await self._start_over(error)
+        for session in hungry:
+            for box in list(session.behind):
+                await self._read_on(session, box)
 
     async def _read_on(self, session: Session, box: Mailbox) -> None:
         epoch = box.record.epoch
@@ -688,28 +707,49 @@ class Broker:
 
     async def _answer_all(self, changes: Changes, box: Mailbox) -> None:
         uid, after = box.record.uid, 0
+        answered = {number for dest, number in changes.settled if dest == uid}
+        fresh = [envelope for envelope in changes.added if envelope.dest == uid]
         while page := await self._store.pending(uid, after, PAGE):
             after = page[-1].number
-            for envelope in page:
-                source = self._boxes.get(envelope.src)
-                if (
-                    not envelope.flags & RESPONSE
-                    and source is not None
-                    and not source.record.terminated
-                ):
-                    self._add(changes, source, _terminated_answer(box.id, envelope))
+            left = [envelope for envelope in page if envelope.number not in answered]
+            self._answer(changes, box, left)
+        self._answer(changes, box, fresh)
         changes.cleared.append(uid)
         box.count = box.bytes = 0
         box.leased = {}
 
-    async def _start_over(self, error: StorageError) -> None:
+    def _answer(self, changes: Changes, box: Mailbox, page: list[Envelope]) -> None:
+        for envelope in page:
+            source = self._boxes.get(envelope.src)
+            if (
+                not envelope.flags & RESPONSE
+                and source is not None
+                and not source.record.terminated
+            ):
+                self._add(changes, source, _terminated_answer(box.id, envelope))
+
+    async def _start_over(
+        self, error: Exception, asked: list[asyncio.Future[Any]]
+    ) -> None:
         """Forget what was not stored: clients connect again and send it again."""
+        if not isinstance(error, StorageError):
+            logger.error("the broker failed", exc_info=error)
+            error = StorageError(f"the broker failed: {error!r}")
         logger.error("all clients must connect again: %s", error)
+        self._opened = False
         self._outgoing.clear()
         for session in list(self._sessions.values()):
             self.disconnect(session)
+            # At once: what it has posted meanwhile builds on what was not stored.
+            self._depart(session)
             session.consumer.reset(error)
-        await self.open()
+        for done in asked:
+            if not done.done():
+                done.set_exception(error)
+        try:
+            await self.open()
+        except StorageError as problem:
+            logger.error("trying again with the next message: %s", problem)
 
 
 def _terminated_answer(owner: EntityId, request: Envelope) -> Envelope:

@@ -1,0 +1,186 @@
+"""Clients of a broker without any wire: they record what the broker tells them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from academy.exception import AcademyError, StorageError
+from academy.exchange.broker import Broker, Session
+from academy.exchange.store import (
+    FROM_AGENT,
+    RESPONSE,
+    TO_AGENT,
+    Changes,
+    Contents,
+    Envelope,
+    MailboxRecord,
+    Store,
+)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A message as it came: envelopes change afterwards."""
+
+    src: bytes
+    tag: bytes
+    payload: bytes
+    number: int
+    response: bool
+    redelivered: bool
+
+
+def delivery(envelope: Envelope) -> Delivery:
+    return Delivery(
+        envelope.src,
+        envelope.tag,
+        envelope.payload,
+        envelope.number,
+        bool(envelope.flags & RESPONSE),
+        envelope.redelivered,
+    )
+
+
+def agent(name: str | None = None, *classes: str, creator: str = "") -> MailboxRecord:
+    return MailboxRecord(uuid4().bytes, True, name, classes, creator=creator)
+
+
+@dataclass
+class Peer:
+    """A program with one mailbox and one session, which it may lose and take up.
+
+    `posted` is what it would keep in its outbox: sequence number -> envelope.
+    """
+
+    broker: Broker
+    uid: bytes
+    incarnation: bytes = field(default_factory=lambda: os.urandom(16))
+    session_uid: bytes = field(default_factory=lambda: os.urandom(16))
+    inbox: list[Delivery] = field(default_factory=list)
+    confirmed: int = 0
+    refused: dict[int, AcademyError] = field(default_factory=dict)
+    losses: list[AcademyError] = field(default_factory=list)
+    resets: list[AcademyError] = field(default_factory=list)
+    posted: dict[int, Envelope] = field(default_factory=dict)
+    session: Session = field(init=False)
+    _sequence: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    def connect(self) -> int:
+        """Connect, anew if it was connected; return the sequence that is known."""
+        self.session = self.broker.connect(self.session_uid, self)
+        return self.broker.last_sequence(self.session)
+
+    async def attach(self, *, resume: bool = False, held: list[bytes] = []) -> Peer:  # noqa: B006
+        if not hasattr(self, "session"):
+            self.connect()
+        await self.broker.attach(
+            self.session, self.uid, self.incarnation, resume=resume, held=held
+        )
+        await self.broker.settle()
+        return self
+
+    async def reconnect(self, held: list[bytes] = []) -> None:  # noqa: B006
+        """Do what a client does after its connection was lost."""
+        known = self.connect()
+        await self.attach(resume=True, held=held)
+        for sequence, envelope in self.posted.items():
+            if sequence > known:
+                self.broker.post(self.session, sequence, again(envelope))
+        await self.broker.settle()
+
+    def disconnect(self) -> None:
+        self.broker.disconnect(self.session)
+
+    def post(self, envelope: Envelope) -> int:
+        sequence = next(self._sequence)
+        self.posted[sequence] = again(envelope)
+        self.broker.post(self.session, sequence, envelope)
+        return sequence
+
+    def request(self, dest: bytes, payload: bytes = b"?") -> bytes:
+        """Post a request and return its tag."""
+        tag = os.urandom(16)
+        flags = FROM_AGENT | TO_AGENT
+        self.post(Envelope(dest, self.uid, tag, flags, payload, len(payload)))
+        return tag
+
+    def respond(self, request: Delivery, payload: bytes = b"!") -> int:
+        flags = FROM_AGENT | TO_AGENT | RESPONSE
+        size, number = len(payload), request.number
+        return self.post(
+            Envelope(request.src, self.uid, request.tag, flags, payload, size, number)
+        )
+
+    def acknowledge(self, count: int = 1) -> None:
+        self.broker.acknowledge(self.session, count)
+
+    def payloads(self) -> list[bytes]:
+        return [message.payload for message in self.inbox]
+
+    # --- what the broker says (Consumer)
+
+    def deliver(self, envelope: Envelope) -> None:
+        assert envelope.dest == self.uid
+        self.inbox.append(delivery(envelope))
+
+    def confirm(self, sequence: int) -> None:
+        assert sequence >= self.confirmed
+        self.confirmed = sequence
+        for number in [n for n in self.posted if n <= sequence]:
+            del self.posted[number]
+
+    def refuse(self, sequence: int, tag: bytes, error: AcademyError) -> None:
+        self.refused[sequence] = error
+
+    def lost(self, uid: bytes, error: AcademyError) -> None:
+        assert uid == self.uid
+        self.losses.append(error)
+
+    def reset(self, error: AcademyError) -> None:
+        self.resets.append(error)
+
+
+def again(envelope: Envelope) -> Envelope:
+    """Return what a client sends again: the same message, never seen by a broker."""
+    return Envelope(
+        envelope.dest,
+        envelope.src,
+        envelope.tag,
+        envelope.flags,
+        envelope.payload,
+        envelope.size,
+        envelope.answers,
+    )
+
+
+class BrittleStore:
+    """A store around another one that counts commits and fails when it is told to.
+
+    Attributes:
+        failures: how many of the next commits fail.
+        commits: transactions that were written.
+    """
+
+    def __init__(self, inner: Store) -> None:
+        self.inner = inner
+        self.failures = 0
+        self.commits = 0
+
+    async def open(self) -> Contents:
+        return await self.inner.open()
+
+    async def commit(self, changes: Changes) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise StorageError("no space left on device")
+        await self.inner.commit(changes)
+        self.commits += 1
+
+    async def pending(self, dest: bytes, after: int, limit: int) -> list[Envelope]:
+        return await self.inner.pending(dest, after, limit)
+
+    async def close(self) -> None:
+        await self.inner.close()
