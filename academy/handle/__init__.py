@@ -226,7 +226,7 @@ class Handle(Generic[AgentT_co]):
 
         return await ping(self, timeout)
 
-    async def shutdown(self, *, terminate: bool | None = None) -> None:
+    async def shutdown(self, terminate: bool | None = None) -> None:
         """Ask the agent to shut down; returns when the request is on its way.
 
         Args:
@@ -296,7 +296,7 @@ class ProxyHandle(Handle[AgentT_co]):
         self._check_running()
         return 0.0
 
-    async def shutdown(self, *, terminate: bool | None = None) -> None:
+    async def shutdown(self, terminate: bool | None = None) -> None:
         self._check_running()
         self._shut_down = True
 

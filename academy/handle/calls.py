@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from academy.exception import (
     AgentInactiveError,
+    AgentTerminatedError,
     ExchangeClientNotFoundError,
     ExchangeError,
 )
@@ -81,25 +82,26 @@ async def call(
     body = response.get_body()
     if type(body) is ActionResponse:
         return body.result.load()
-    raise _error_in(response)
+    raise _error_in(response, agent_id)
 
 
 async def ping(handle: Handle[Any], timeout: float | None) -> float:
     """Send a ping and return the seconds until its answer."""
     client = client_for(handle)
-    request = client.new_message(handle.agent_id, PingRequest())
+    agent_id = handle.agent_id
+    request = client.new_message(agent_id, PingRequest())
     started = time.perf_counter()
     try:
         async with asyncio.timeout(timeout):
             response = await client.request(request)
     except TimeoutError:
         raise TimeoutError(
-            f"{handle.agent_id} did not answer a ping within {timeout} seconds."
+            f"{agent_id} did not answer a ping within {timeout} seconds."
         ) from None
     finally:
         client.forget(request)
     if not isinstance(response.get_body(), SuccessResponse):
-        raise _error_in(response)
+        raise _error_in(response, agent_id)
     return time.perf_counter() - started
 
 
@@ -132,8 +134,11 @@ def _give_up(client: ExchangeClient, request: Message) -> None:
         client.post(client.new_message(request.dest, CancelRequest(request.tag)))
 
 
-def _error_in(response: Message) -> BaseException:
+def _error_in(response: Message, agent_id: AgentId[Any]) -> BaseException:
     body = response.get_body()
-    if isinstance(body, AcademyErrorResponse | UserErrorResponse):
-        return body.get_exception()
-    return ExchangeError(f"{response!r} is not an answer to what was asked.")
+    if not isinstance(body, AcademyErrorResponse | UserErrorResponse):
+        return ExchangeError(f"{response!r} is not an answer to what was asked.")
+    error = body.get_exception()
+    if isinstance(error, AgentTerminatedError) and error.uid == agent_id:
+        return AgentTerminatedError(agent_id)  # which knows the agent's name
+    return error

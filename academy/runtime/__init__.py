@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
@@ -38,7 +39,10 @@ Enough for a loop that waits for the event; one that sleeps through it is cancel
 """
 
 
-_DEFAULT_CONFIG = RuntimeConfig()
+@functools.cache
+def _default_config() -> RuntimeConfig:
+    # One for all agents; making the first builds the model, which importing need not.
+    return RuntimeConfig()
 
 
 class Runtime(Generic[AgentT]):
@@ -83,7 +87,7 @@ class Runtime(Generic[AgentT]):
         self.agent = agent
         self.factory = exchange_factory
         self.registration = registration
-        self.config = config or _DEFAULT_CONFIG
+        self.config = config or _default_config()
         self._server = RequestServer(agent, self._shutdown_requested, self._exited)
         self._client: AgentExchangeClient | None = None
         self._context: AgentContext | None = None
@@ -140,7 +144,7 @@ class Runtime(Generic[AgentT]):
             ) from None
 
     def signal_shutdown(
-        self, expected: bool = True, *, terminate: bool | None = None
+        self, expected: bool = True, terminate: bool | None = None
     ) -> None:
         """Tell the agent to shut down; returns at once.
 
@@ -156,8 +160,13 @@ class Runtime(Generic[AgentT]):
     def _shutdown_requested(self, terminate: bool | None) -> None:
         self.signal_shutdown(terminate=terminate)
 
+    def _note(self, error: Exception) -> None:
+        # A lost mailbox is raised by whatever uses it, as the same object.
+        if not any(error is known for known in self._errors):
+            self._errors.append(error)
+
     def _fail(self, error: Exception) -> None:
-        self._errors.append(error)
+        self._note(error)
         self.signal_shutdown(expected=False)
 
     def _mailbox_lost(self, error: Exception) -> None:
@@ -228,7 +237,7 @@ class Runtime(Generic[AgentT]):
             error.add_note(f"Raised in loop {name} of {self.agent_id}.")
             logger.error("loop %s of %s failed", name, self.agent_id, exc_info=error)
             if self.config.raise_loop_errors_on_shutdown:
-                self._errors.append(error)
+                self._note(error)
             if self.config.shutdown_on_loop_error:
                 self.signal_shutdown(expected=False)
         except SystemExit as error:
@@ -252,7 +261,7 @@ class Runtime(Generic[AgentT]):
             try:
                 await step()
             except Exception as problem:
-                self._errors.append(problem)
+                self._note(problem)
             except SystemExit as problem:
                 self._exited(problem)
             except BaseException as problem:
@@ -293,15 +302,14 @@ class Runtime(Generic[AgentT]):
             await asyncio.wait(self._loops)
 
     async def _wait_for_actions(self) -> None:
-        self._server.stop()
+        assert self._client is not None
+        self._server.stop(self._client)
         if not self.config.cancel_actions_on_shutdown:
             await self._server.finish()
 
     async def _terminate_mailbox(self) -> None:
         client, config = self._client, self.config
         assert client is not None
-        if not self._server.started:
-            self._server.refuse_early(client)
         client.on_lost = None
         if self._lost:
             return
@@ -368,7 +376,7 @@ class Runtime(Generic[AgentT]):
         except Exception as error:
             error.add_note(f"Raised in {runtime!r}, launched by {self.agent_id}.")
             logger.error("%r failed", runtime, exc_info=error)
-            self._errors.append(error)
+            self._note(error)
         finally:
             del self._children[runtime]
 

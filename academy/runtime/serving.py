@@ -50,7 +50,10 @@ class RequestServer:
         on_shutdown: called with `terminate` when a shutdown is requested.
         on_exit: called with the SystemExit that an action has raised.
 
-    Invariants: `_early` holds what came before `start`, and is None from then on.
+    Attributes:
+        started: whether the agent has started.
+
+    Invariants: `_early` holds what comes before `start` or `stop`, and is None after.
     `_running` has the task and the request of every action that is to be answered,
     by the request's tag.
     """
@@ -65,6 +68,7 @@ class RequestServer:
         "_on_shutdown",
         "_running",
         "_stopped",
+        "started",
     )
 
     def __init__(
@@ -80,44 +84,29 @@ class RequestServer:
         self._early: list[Message] | None = []
         self._running: dict[bytes, tuple[asyncio.Task[None], Message]] = {}
         self._stopped = False
+        self.started = False
         self._client: AgentExchangeClient
         self._context: contextvars.Context
 
     # --- life cycle
 
-    @property
-    def started(self) -> bool:
-        """Whether the agent has started."""
-        return self._early is None
-
     def start(self, client: AgentExchangeClient, context: contextvars.Context) -> None:
         """Serve what has come and will come; actions run in copies of a context."""
         self._client = client
         self._context = context
+        self.started = True
+        self._hand_over()
+
+    def stop(self, client: AgentExchangeClient) -> None:
+        """Begin no further action; give back those that come."""
+        self._client = client
+        self._stopped = True
+        self._hand_over()
+
+    def _hand_over(self) -> None:
         early, self._early = self._early, None
         for message in early or ():
             self.handle(message)
-
-    def refuse_early(self, client: AgentExchangeClient) -> None:
-        """Answer those who wait for a start that will not come.
-
-        Actions are given back: another incarnation may serve them, or the end of the
-        mailbox answers them.
-        """
-        self._client = client
-        for message in self._early or ():
-            body = message.get_body()
-            if isinstance(body, PingRequest):
-                text = f"{client.client_id} ended before it had started."
-                self._answer(message, _coded(PingCancelledError(text)))
-            elif isinstance(body, ShutdownRequest):
-                self._answer(message, SuccessResponse())
-            else:
-                client.release(message)
-
-    def stop(self) -> None:
-        """Take no further action."""
-        self._stopped = True
 
     async def finish(self) -> None:
         """Wait for the actions that run."""
@@ -141,12 +130,18 @@ class RequestServer:
         if type(body) is ActionRequest:
             self._begin(message, body)
         elif type(body) is PingRequest:
-            self._answer(message, SuccessResponse())
+            self._answer(message, self._pong())
         elif type(body) is CancelRequest:
-            self._answer(message, self._cancelled(body.target))
+            self._cancel_on_request(message, body.target)
         elif type(body) is ShutdownRequest:
             self._answer(message, SuccessResponse())
             self._on_shutdown(body.terminate)
+
+    def _pong(self) -> Response:
+        if self.started:
+            return SuccessResponse()
+        text = f"{self._client.client_id} ended before it had started."
+        return _coded(PingCancelledError(text))
 
     def _begin(self, message: Message, request: ActionRequest) -> None:
         if self._stopped:
@@ -181,6 +176,7 @@ class RequestServer:
         except asyncio.CancelledError:
             response = _coded(ActionCancelledError(name))
         except Exception as error:
+            logger.debug("action %s raised", name, exc_info=True)
             response = _raised(request, error)
         except SystemExit as error:  # it is for the agent, not for its caller
             response = _coded(ActionCancelledError(name))
@@ -189,11 +185,15 @@ class RequestServer:
             self._running.pop(message.tag, None)
         self._answer(message, response)
 
-    def _cancelled(self, tag: bytes) -> Response:
-        if tag not in self._running:
-            return _coded(ActionInvalidStateError(f"No action runs for {tag.hex()}."))
-        self._cancel(tag)
-        return SuccessResponse()
+    def _cancel_on_request(self, message: Message, tag: bytes) -> None:
+        if tag in self._running:
+            self._cancel(tag)
+            self._answer(message, SuccessResponse())
+        elif self._stopped:
+            self._client.release(message)  # it follows a request that was given back
+        else:
+            error = ActionInvalidStateError(f"No action runs for request {tag.hex()}.")
+            self._answer(message, _coded(error))
 
     def _cancel(self, tag: bytes) -> None:
         task, message = self._running[tag]
