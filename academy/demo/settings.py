@@ -66,6 +66,10 @@ class Simulation:
         """Rounds of all replicas together."""
         return self.rounds * self.replicas
 
+    def sweeps_after(self, records: int) -> float:
+        """Sweeps per replica behind a number of records, on average."""
+        return records * self.steps_per_round / self.replicas
+
     @property
     def temperatures(self) -> list[float]:
         """The ladder, coldest first."""
