@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 from parsl.config import Config
 from parsl.executors import HighThroughputExecutor
 from parsl.executors.base import ParslExecutor as ParslEngine
+from parsl.jobs.error_handlers import windowed_error_handler
 from parsl.launchers import SimpleLauncher, SingleNodeLauncher
 from parsl.providers import LocalProvider
 from parsl.providers.base import ExecutionProvider
@@ -38,8 +39,8 @@ DEFAULT_INTERCHANGE = ["interchange.py"]
 def local_config(label: str = "local", workers: int | None = None) -> Config:
     """Return a Parsl configuration for worker processes on this machine.
 
-    A worker that dies is noticed within a second, a dead worker pool within ten; and
-    ten seconds after a client was killed, its workers are gone.
+    A worker that dies is noticed within a second and replaced, a dead worker pool
+    within ten. Ten seconds after a client was killed, its workers are gone.
 
     Args:
         label: The executor's label.
@@ -58,12 +59,13 @@ def local_config(label: str = "local", workers: int | None = None) -> Config:
                 heartbeat_period=1,
                 heartbeat_threshold=10,
                 provider=LocalProvider(  # type: ignore[no-untyped-call]  # Parsl's
-                    init_blocks=1, max_blocks=1
+                    init_blocks=1, min_blocks=1, max_blocks=1
                 ),
+                # One that ends is replaced, unless three in a row fail.
+                block_error_handler=windowed_error_handler,
             )
         ],
-        # One block, for as long as this lives. It starts at the next tick.
-        strategy="none",
+        strategy="simple",
         strategy_period=0.2,
     )
 

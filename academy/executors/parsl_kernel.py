@@ -6,22 +6,19 @@ import atexit
 import contextlib
 import logging
 import queue
-import shutil
 import threading
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future, InvalidStateError
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 from parsl.config import Config
 from parsl.dataflow.dflow import DataFlowKernel
 from parsl.executors.base import ParslExecutor as ParslEngine
-from parsl.providers import LocalProvider
 
+from academy.executors.parsl_blocks import LocalBlocks
 from academy.executors.parsl_config import fresh_config, fresh_executor
 from academy.executors.parsl_tasks import NATIVE, run_task
 from academy.home import private_directory
@@ -30,10 +27,8 @@ logger = logging.getLogger(__name__)
 
 # How often to look whether the interchanges are alive; Parsl does not.
 LOOK_INTERVAL = 1.0
-# How long an interchange may take to answer, and how long processes of local blocks
-# may take to end after SIGTERM.
+# How long an interchange may take to answer.
 COMMAND_TIMEOUT = 10.0
-TERMINATION_GRACE = 5.0
 
 
 @dataclass(frozen=True)
@@ -172,9 +167,14 @@ class _Run:
             answer.add_done_callback(partial(_pass_on, future))
 
     def _started(self, label: str) -> DataFlowKernel:
-        kernel = self._kernel
-        if kernel is not None and label in kernel.executors:
-            return kernel
+        """Return the kernel with an executor of this label that takes tasks."""
+        kernel, executor = self._kernel, self.executor(label)
+        if kernel is not None and executor is not None:
+            if not getattr(executor, "bad_state_is_set", False):
+                return kernel
+            # Parsl would refuse this task and all later ones.
+            logger.warning("Parsl executor %s has failed and starts anew", label)
+            _remove_executor(kernel, executor)
         [executor] = (e for e in self._config.executors if e.label == label)
         fresh = fresh_executor(executor)
         if kernel is None:
@@ -209,7 +209,7 @@ class _Run:
     def _close(self) -> None:
         kernel = self._kernel
         if kernel is not None:
-            blocks = _LocalBlocks(kernel.executors.values())
+            blocks = LocalBlocks(kernel.executors.values())
             _logged(self._look)
             _logged(kernel.cleanup)
             for executor in kernel.executors.values():
@@ -226,16 +226,20 @@ class _Run:
 
 def _start_kernel(config: Config) -> DataFlowKernel:
     """Start a DataFlowKernel, or leave nothing of it."""
-    kernel = DataFlowKernel.__new__(DataFlowKernel)
-    try:
-        kernel.__init__(config)  # type: ignore[misc]  # Its parts are needed if it fails.
-    except BaseException:
-        if (poller := getattr(kernel, "job_status_poller", None)) is not None:
-            _logged(poller.close)
-        for executor in getattr(kernel, "executors", {}).values():
-            _logged(executor.shutdown)
-        raise
-    return kernel
+    while True:
+        kernel = DataFlowKernel.__new__(DataFlowKernel)
+        try:
+            # Its parts are needed if it fails.
+            kernel.__init__(config)  # type: ignore[misc]
+            return kernel
+        except BaseException as e:
+            if isinstance(e, FileExistsError) and not hasattr(kernel, "run_dir"):
+                continue  # Another kernel took the same number for its directory.
+            if (poller := getattr(kernel, "job_status_poller", None)) is not None:
+                _logged(poller.close)
+            for executor in getattr(kernel, "executors", {}).values():
+                _logged(partial(_discard, executor))
+            raise
 
 
 def _add_executor(kernel: DataFlowKernel, executor: ParslEngine) -> None:
@@ -243,8 +247,22 @@ def _add_executor(kernel: DataFlowKernel, executor: ParslEngine) -> None:
         kernel.add_executors([executor])
     except BaseException:
         kernel.executors.pop(executor.label, None)
-        _logged(executor.shutdown)
+        _logged(partial(_discard, executor))
         raise
+
+
+def _discard(executor: Any) -> None:
+    """End what there is of an executor that did not start."""
+    if getattr(executor, "interchange_proc", executor) is not None:
+        executor.shutdown()
+        return
+    # Without an interchange its shutdown does nothing.
+    executor._result_queue_thread_exit.set()
+    if executor._result_queue_thread is not None:
+        executor._result_queue_thread.join()
+    for part in ("outgoing_q", "command_client"):
+        if hasattr(executor, part):
+            getattr(executor, part).close()
 
 
 def _bound_commands(executor: Any) -> None:
@@ -255,67 +273,38 @@ def _bound_commands(executor: Any) -> None:
         client.zmq_socket.sndtimeo = int(COMMAND_TIMEOUT * 1000)
 
 
+def _remove_executor(kernel: DataFlowKernel, executor: Any) -> None:
+    """End an executor in its bad state, of which Parsl would keep the jobs."""
+    blocks = LocalBlocks([executor])
+    with contextlib.suppress(ValueError):
+        kernel.job_status_poller._executors.remove(executor)
+    _logged(partial(_cancel_jobs, executor))
+    client = getattr(executor, "command_client", None)
+    # The poller may be asking the interchange right now.
+    with client._lock if client is not None else contextlib.nullcontext():
+        _logged(executor.shutdown)
+    _logged(blocks.end)
+    del kernel.executors[executor.label]
+
+
+def _cancel_jobs(executor: Any) -> None:
+    status = executor.status_facade
+    jobs = [
+        job
+        for block, job in executor.blocks_to_job_id.items()
+        if block not in status or not status[block].terminal
+    ]
+    if jobs:
+        executor.provider.cancel(jobs)
+
+
 def _end_executor(executor: Any) -> None:
     """End what Parsl's clean-up may leave: blocks of a bad executor, an interchange."""
-    if getattr(executor, "bad_state_is_set", False) and executor.provider is not None:
-        status = executor.status_facade
-        jobs = [
-            job
-            for block, job in executor.blocks_to_job_id.items()
-            if block not in status or not status[block].terminal
-        ]
-        if jobs:
-            executor.provider.cancel(jobs)
+    if getattr(executor, "bad_state_is_set", False):
+        _logged(partial(_cancel_jobs, executor))
     interchange = getattr(executor, "interchange_proc", None)
     if interchange is not None and interchange.poll() is None:
         executor.shutdown()
-
-
-class _LocalBlocks:
-    """The processes of blocks on this machine, and what they leave when terminated.
-
-    Parsl terminates them without waiting, and a worker pool that is terminated leaves
-    the directory of its multiprocessing manager behind.
-    """
-
-    def __init__(self, executors: Iterable[Any]) -> None:
-        self._processes: list[psutil.Process] = []
-        self._directories: set[Path] = set()
-        for executor in executors:
-            provider = getattr(executor, "provider", None)
-            if isinstance(provider, LocalProvider):
-                for job in provider.resources.values():
-                    self._add(job["remote_pid"])
-
-    def _add(self, pid: int) -> None:
-        with contextlib.suppress(psutil.Error):
-            root = psutil.Process(pid)
-            self._processes += [root, *root.children(recursive=True)]
-        for process in self._processes:
-            with contextlib.suppress(psutil.Error):
-                for socket in process.net_connections("unix"):
-                    directory = Path(str(socket.laddr)).parent
-                    if directory.name.startswith("pymp-"):
-                        self._directories.add(directory)
-
-    def end(self) -> None:
-        deadline = time.monotonic() + TERMINATION_GRACE
-        while (left := self._alive()) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        for process in left:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        for directory in self._directories:
-            shutil.rmtree(directory, ignore_errors=True)
-
-    def _alive(self) -> list[psutil.Process]:
-        alive = []
-        for process in self._processes:
-            with contextlib.suppress(psutil.Error):
-                # In a container nobody may be there to reap it.
-                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                    alive.append(process)
-        return alive
 
 
 # --- futures

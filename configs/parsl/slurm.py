@@ -2,6 +2,7 @@
 
 from parsl.config import Config
 from parsl.executors import HighThroughputExecutor
+from parsl.jobs.error_handlers import windowed_error_handler
 from parsl.launchers import SrunLauncher
 from parsl.providers import SlurmProvider
 
@@ -32,6 +33,8 @@ config = Config(
             # A lost node is noticed within half a minute.
             heartbeat_period=5,
             heartbeat_threshold=30,
+            # Not the first job that fails ends them all, but three in a row.
+            block_error_handler=windowed_error_handler,
             provider=Slurm(
                 partition=PARTITION,
                 account=ACCOUNT,
