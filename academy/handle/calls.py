@@ -30,7 +30,12 @@ from academy.message import (
     SuccessResponse,
     UserErrorResponse,
 )
-from academy.serialize import Payload, default_serializer
+from academy.serialize import (
+    Payload,
+    SerializationStrategy,
+    default_serializer,
+    encode,
+)
 
 if TYPE_CHECKING:
     from academy.handle import Handle
@@ -70,7 +75,13 @@ async def call(
     watched = handle._reject_on_inactive
     if watched:
         await _check_active(client, agent_id)
-    future = client.request(request)
+    try:
+        future = client.request(request)
+    except ExchangeError:
+        raise
+    except Exception as error:
+        error.add_note(_blame(name, args, kwargs, strategy))
+        raise
     try:
         if watched:
             await _watch(client, agent_id, future, handle._polling_interval)
@@ -83,6 +94,27 @@ async def call(
     if type(body) is ActionResponse:
         return body.result.load()
     raise _error_in(response, agent_id)
+
+
+def _blame(
+    action: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    strategy: SerializationStrategy,
+) -> str:
+    """Say which argument of a call does not serialize."""
+    named = {f"argument {i}": value for i, value in enumerate(args)}
+    named |= {f'argument "{key}"': value for key, value in kwargs.items()}
+    for name, value in named.items():
+        try:
+            encode(value, strategy)
+        except Exception:
+            kind = f"{type(value).__module__}.{type(value).__qualname__}"
+            return (
+                f'The {name} of action "{action}" is of type {kind} and does not '
+                f'serialize as "{strategy.value}".'
+            )
+    return f'The arguments of action "{action}" do not serialize as "{strategy.value}".'
 
 
 async def ping(handle: Handle[Any], timeout: float | None) -> float:

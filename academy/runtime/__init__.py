@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from academy.context import AgentContext
@@ -21,7 +21,7 @@ from academy.serialize import allowed_deserializers, default_serializer
 
 if TYPE_CHECKING:
     from academy.agent import Agent
-    from academy.exchange.client import AgentExchangeClient
+    from academy.exchange.client import AgentExchangeClient, ExchangeClient
     from academy.exchange.factory import ExchangeFactory
     from academy.exchange.transport import AgentRegistration
     from academy.identifier import AgentId
@@ -31,6 +31,7 @@ __all__ = ["Runtime", "RuntimeConfig"]
 logger = logging.getLogger(__name__)
 
 AgentT = TypeVar("AgentT", bound="Agent")
+Step = Callable[[], Awaitable[None]]
 
 LOOP_GRACE = 0.5
 """Seconds that loops have to return once shutdown is set, before they are cancelled.
@@ -65,10 +66,10 @@ class Runtime(Generic[AgentT]):
         "_expected",
         "_loops",
         "_lost",
+        "_outer",
         "_server",
         "_shutdown",
         "_terminate",
-        "_tokens",
         "_used",
         "agent",
         "config",
@@ -91,7 +92,7 @@ class Runtime(Generic[AgentT]):
         self._server = RequestServer(agent, self._shutdown_requested, self._exited)
         self._client: AgentExchangeClient | None = None
         self._context: AgentContext | None = None
-        self._tokens: list[contextvars.Token[Any]] = []
+        self._outer: contextvars.Token[ExchangeClient] | None = None
         self._loops: list[asyncio.Task[None]] = []
         self._children: dict[Runtime[Any], asyncio.Task[None]] = {}
         self._shutdown = asyncio.Event()
@@ -186,21 +187,22 @@ class Runtime(Generic[AgentT]):
             raise RuntimeError("Agent has already been shutdown.")
         self._used = True
         try:
-            await self._start()
+            client = await self._start()
         except SystemExit as error:
             self._exited(error)
             await self._stop(None)
         except BaseException as error:
             await self._stop(error)
             raise
+        else:
+            self._outer = exchange_context.set(client)
         return self
 
-    async def _start(self) -> None:
+    async def _start(self) -> AgentExchangeClient:
         client = self._client = await self.factory.create_agent_client(
             self.registration, self._server.handle
         )
         client.on_lost = self._mailbox_lost
-        self._enter_context(client)
         self.agent._agent_context = self._context = AgentContext(
             self.agent_id,
             client,
@@ -208,24 +210,33 @@ class Runtime(Generic[AgentT]):
             max_sync_concurrency=self.config.max_sync_concurrency,
             launch_alongside=self._launch_alongside,
         )
-        await self.agent.agent_on_startup()
-        context = contextvars.copy_context()
+        with self._own_context(client):
+            await self.agent.agent_on_startup()
+            context = contextvars.copy_context()
         for name in self.agent._agent_loops():
             task = asyncio.create_task(self._run_loop(name), context=context.copy())
             self._loops.append(task)
         self._server.start(client, context)
         logger.info("%s runs as %s", type(self.agent).__name__, self.agent_id)
+        return client
 
-    def _enter_context(self, client: AgentExchangeClient) -> None:
+    @contextlib.contextmanager
+    def _own_context(self, client: AgentExchangeClient) -> Iterator[None]:
+        """Be the agent: its client, its name in logs, its serializers."""
         config = self.config
-        self._tokens = [
+        tokens: list[contextvars.Token[Any]] = [
             exchange_context.set(client),
             current_entity.set(str(self.agent_id)),
         ]
         if config.default_serializer is not None:
-            self._tokens.append(default_serializer.set(config.default_serializer))
+            tokens.append(default_serializer.set(config.default_serializer))
         if config.allowed_deserializers is not None:
-            self._tokens.append(allowed_deserializers.set(config.allowed_deserializers))
+            tokens.append(allowed_deserializers.set(config.allowed_deserializers))
+        try:
+            yield
+        finally:
+            for token in tokens:
+                token.var.reset(token)
 
     async def _run_loop(self, name: str) -> None:
         try:
@@ -248,16 +259,26 @@ class Runtime(Generic[AgentT]):
     async def __aexit__(
         self, _: object, error: BaseException | None, __: object
     ) -> None:
+        if self._outer is not None:
+            # Another task than the one that has started the agent may stop it.
+            with contextlib.suppress(ValueError):
+                exchange_context.reset(self._outer)
         await self._stop(error)
 
     async def _stop(self, error: BaseException | None) -> None:
-        """Take every step of the shutdown, then raise what went wrong.
-
-        An interruption (cancellation) ends the step it meets, not the others.
-        """
+        """Take every step of the shutdown, then raise what went wrong."""
         self.signal_shutdown(expected=error is None)
         interruption = None
-        for step in self._steps():
+        if self._client is not None:
+            with self._own_context(self._client):
+                interruption = await self._take(self._steps(self._client))
+        logger.info("%s has shut down", self.agent_id)
+        self._raise(error, interruption)
+
+    async def _take(self, steps: list[Step]) -> BaseException | None:
+        """Take each step; an interruption ends the one it meets, not the others."""
+        interruption = None
+        for step in steps:
             try:
                 await step()
             except Exception as problem:
@@ -266,24 +287,17 @@ class Runtime(Generic[AgentT]):
                 self._exited(problem)
             except BaseException as problem:
                 interruption = problem
-        for token in self._tokens:
-            # Another task than the one that has started the agent may stop it.
-            with contextlib.suppress(ValueError):
-                token.var.reset(token)
-        logger.info("%s has shut down", self.agent_id)
-        self._raise(error, interruption)
+        return interruption
 
-    def _steps(self) -> list[Callable[[], Awaitable[None]]]:
-        if self._client is None:
-            return []
-        steps: list[Callable[[], Awaitable[None]]] = [
+    def _steps(self, client: AgentExchangeClient) -> list[Step]:
+        steps: list[Step] = [
             self._wait_for_loops,
             self._cancel_loops,
             self._stop_children,
             self._wait_for_actions,
             self._server.cancel,
             self._terminate_mailbox,
-            self._client.close,
+            client.close,
         ]
         if self._server.started:
             steps.insert(0, self.agent.agent_on_shutdown)
