@@ -41,9 +41,9 @@ def demo(
 ) -> None:
     """Find the best shape of a cluster of atoms with agents that swap temperatures.
 
-    Each agent samples a Lennard-Jones cluster at a temperature of its own and swaps
-    configurations with its neighbours (replica exchange Monte Carlo). The lowest
-    energy found is checked against the published one.
+    Each agent samples a Lennard-Jones cluster at a temperature of its own and
+    swaps configurations with its neighbours (replica exchange Monte Carlo).
+    The lowest energy found is checked against the published one.
     """
     from rich.console import Console
 
