@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from academy.context import AgentContext
@@ -15,6 +15,7 @@ from academy.exception import AgentNotInitializedError, raise_exceptions
 from academy.exchange.client import exchange_context
 from academy.handle import Handle
 from academy.logging.context import current_entity
+from academy.runtime.children import Children
 from academy.runtime.config import RuntimeConfig
 from academy.runtime.serving import RequestServer
 from academy.serialize import allowed_deserializers, default_serializer
@@ -94,7 +95,7 @@ class Runtime(Generic[AgentT]):
         self._context: AgentContext | None = None
         self._outer: contextvars.Token[ExchangeClient] | None = None
         self._loops: list[asyncio.Task[None]] = []
-        self._children: dict[Runtime[Any], asyncio.Task[None]] = {}
+        self._children: Children | None = None
         self._shutdown = asyncio.Event()
         self._used = False
         self._lost = False
@@ -220,6 +221,17 @@ class Runtime(Generic[AgentT]):
         logger.info("%s runs as %s", type(self.agent).__name__, self.agent_id)
         return client
 
+    async def _launch_alongside(
+        self, agent: Agent | type[Agent], **options: Any
+    ) -> Handle[Any]:
+        if self._client is None or self._shutdown.is_set():
+            raise RuntimeError(
+                f"{self.agent_id} is shutting down and launches nothing."
+            )
+        if self._children is None:
+            self._children = Children(self._client, self._note)
+        return await self._children.launch(agent, **options)
+
     @contextlib.contextmanager
     def _own_context(self, client: AgentExchangeClient) -> Iterator[None]:
         """Be the agent: its client, its name in logs, its serializers."""
@@ -293,12 +305,13 @@ class Runtime(Generic[AgentT]):
         steps: list[Step] = [
             self._wait_for_loops,
             self._cancel_loops,
-            self._stop_children,
             self._wait_for_actions,
             self._server.cancel,
             self._terminate_mailbox,
             client.close,
         ]
+        if self._children is not None:  # those may still need this agent's actions
+            steps.insert(2, self._children.stop)
         if self._server.started:
             steps.insert(0, self.agent.agent_on_shutdown)
         if self._context is not None:
@@ -350,52 +363,3 @@ class Runtime(Generic[AgentT]):
         if error is not None and errors:
             errors.insert(0, error)
         raise_exceptions(errors, f"{self.agent_id} failed")
-
-    # --- other agents in the same event loop
-
-    async def _launch_alongside(
-        self,
-        agent: Agent | type[Agent],
-        *,
-        args: tuple[Any, ...] | None,
-        kwargs: Mapping[str, Any] | None,
-        config: RuntimeConfig | None,
-        name: str | None,
-    ) -> Handle[Any]:
-        client = self._client
-        if client is None or self._shutdown.is_set():
-            raise RuntimeError(
-                f"{self.agent_id} is shutting down and launches nothing."
-            )
-        if isinstance(agent, type):
-            agent = agent(*(args or ()), **(kwargs or {}))
-        elif args or kwargs:
-            raise TypeError(
-                "args and kwargs are for an agent's type; an instance of "
-                f"{type(agent).__name__} was given."
-            )
-        registration = await client.register_agent(type(agent), name=name)
-        runtime = Runtime(
-            agent,
-            exchange_factory=client.factory(),
-            registration=registration,
-            config=config,
-        )
-        self._children[runtime] = asyncio.create_task(self._run_child(runtime))
-        return Handle._of(registration.agent_id, type(agent))
-
-    async def _run_child(self, runtime: Runtime[Any]) -> None:
-        try:
-            await runtime.run_until_complete()
-        except Exception as error:
-            error.add_note(f"Raised in {runtime!r}, launched by {self.agent_id}.")
-            logger.error("%r failed", runtime, exc_info=error)
-            self._note(error)
-        finally:
-            del self._children[runtime]
-
-    async def _stop_children(self) -> None:
-        for runtime in self._children:
-            runtime.signal_shutdown()
-        if self._children:
-            await asyncio.wait(list(self._children.values()))

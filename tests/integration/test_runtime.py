@@ -1045,3 +1045,28 @@ async def test_an_agent_that_shuts_down_launches_nothing(start: Start) -> None:
 async def _terminated(client: UserExchangeClient, agent_id: AgentId[Any]) -> None:
     while await client.status(agent_id) is not MailboxStatus.TERMINATED:
         await asyncio.sleep(0)
+
+
+async def test_a_child_that_comes_too_late_leaves_nothing(
+    client: UserExchangeClient, start: Start
+) -> None:
+    class Hasty(Recorder):
+        @action
+        async def launch(self) -> None:
+            self.agent_shutdown()
+            await self.agent_launch_alongside(Recorder)
+
+        @action
+        async def race(self) -> None:
+            launching = asyncio.create_task(self.agent_launch_alongside(Recorder))
+            await asyncio.sleep(0)
+            self.agent_shutdown()
+            await launching
+
+    for name in ("launch", "race"):
+        started = await start(Hasty())
+        with pytest.raises((RuntimeError, ActionCancelledError)):
+            await started.handle.action(name)
+        await started.task
+    await asyncio.sleep(0)
+    assert await client.discover(Recorder, allow_subclasses=False) == ()
