@@ -229,6 +229,11 @@ class Broker:
         """Return the last sequence number that was taken from a session."""
         return self._sequences.get(session.uid, 0)
 
+    @property
+    def last_number(self) -> int:
+        """The largest number that a message has got."""
+        return self._number
+
     def disconnect(self, session: Session) -> None:
         """End a session's link; its mailboxes keep what was not settled.
 

@@ -20,8 +20,9 @@ from academy.message import (
     Message,
     PingRequest,
     SuccessResponse,
+    UserErrorResponse,
 )
-from academy.serialize import NoPickleMixin
+from academy.serialize import NoPickleMixin, Payload, SerializationStrategy
 
 if TYPE_CHECKING:
     from academy.agent import Agent
@@ -207,6 +208,8 @@ class ExchangeClient(NoPickleMixin):
         self._fail_pending(error)
 
     def _serve(self, request: Message) -> None:
+        if self._closed:
+            return
         body: SuccessResponse | AcademyErrorResponse = SuccessResponse()
         if not isinstance(request.get_body(), PingRequest):
             body = AcademyErrorResponse(4, text=f"{self.client_id} has no actions.")
@@ -310,9 +313,29 @@ class AgentExchangeClient(ExchangeClient):
             self._on_lost(error)
 
     def _serve(self, request: Message) -> None:
+        if self._closed:
+            self._transport.release(request)
+            return
         self._unanswered[request.tag] = None
-        result = self._handler(request)
+        try:
+            result = self._handler(request)
+        except Exception as error:
+            self._handler_failed(request, error)
+            return
         if inspect.isawaitable(result):
-            task = asyncio.ensure_future(result)
+            task = asyncio.ensure_future(self._handled(request, result))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def _handled(self, request: Message, result: Awaitable[None]) -> None:
+        try:
+            await result
+        except Exception as error:
+            self._handler_failed(request, error)
+
+    def _handler_failed(self, request: Message, error: Exception) -> None:
+        """Answer a request that its handler fails to answer: nobody waits for ever."""
+        logger.error("the handler of %s failed", self.client_id, exc_info=error)
+        if request.tag in self._unanswered and self._lost is None:
+            body = UserErrorResponse(Payload(SerializationStrategy.PICKLE, error))
+            self.post(request.create_response(body))

@@ -15,15 +15,18 @@ if TYPE_CHECKING:
 class Inbox:
     """Hands messages to an owner once there is one, or to `listen` until then.
 
-    Invariant: the queue is empty once there is an owner.
+    Invariants: the queue is empty once there is an owner. `_last` is the largest
+    number under which a message came: a mailbox is delivered in the order of numbers,
+    so that what comes under a smaller one has been here before.
     """
 
-    __slots__ = ("_error", "_owner", "_queue", "_wake")
+    __slots__ = ("_error", "_last", "_owner", "_queue", "_wake")
 
     def __init__(self) -> None:
         self._owner: MailboxOwner | None = None
         self._queue: deque[Message] = deque()
         self._error: Exception | None = None
+        self._last = 0
         self._wake: asyncio.Event | None = None
 
     def start(self, owner: MailboxOwner) -> None:
@@ -35,13 +38,23 @@ class Inbox:
             owner.lost(self._error)
 
     def deliver(self, message: Message) -> None:
-        """Take a message."""
+        """Take a message, once however often it comes."""
+        if message.lease <= self._last:
+            return
+        self._last = message.lease
         if self._owner is not None:
             self._owner.deliver(message)
             return
         self._queue.append(message)
         if self._wake is not None:
             self._wake.set()
+
+    def rewind(self, last: int) -> None:
+        """Learn the largest number that the exchange has given away.
+
+        One that has lost its latest messages (to a power cut, say) starts again below.
+        """
+        self._last = min(self._last, last)
 
     def held(self) -> Iterable[bytes]:
         """Name the requests that were taken and are not answered."""

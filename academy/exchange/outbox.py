@@ -42,9 +42,10 @@ class Outbox:
     def __iter__(self) -> Iterator[Unconfirmed]:
         return iter(self._entries)
 
-    def next_sequence(self) -> int:
-        """Return the number that the next entry gets."""
-        return self._sequence + 1
+    @property
+    def last_sequence(self) -> int:
+        """The number that the latest entry has got."""
+        return self._sequence
 
     def add(
         self,

@@ -18,6 +18,7 @@ from academy.exception import (
     ForbiddenError,
     IncompatibleNetworkProtocolError,
     ProtocolError,
+    StorageError,
     UnauthorizedError,
 )
 from academy.exchange.broker import Broker
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 _ADDRESS_FLAGS = RESPONSE | FROM_AGENT | TO_AGENT
 _HEAD = protocol.MESSAGE.size
+_LARGEST_SEQUENCE = (1 << 63) - 1
+_SENSELESS = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 _unpack = protocol.MESSAGE.unpack_from
 
 
@@ -145,6 +148,7 @@ class Connection:
                 {
                     "protocol": protocol.PROTOCOL,
                     "sequence": broker.last_sequence(self._session),
+                    "number": broker.last_number,
                     "max_message_bytes": broker.limits.max_message_bytes,
                 }
             )
@@ -186,9 +190,11 @@ class Connection:
 
     def _take(self, record: memoryview) -> None:
         _, _, flags, sequence, answers, dest, src, tag = _unpack(record)
+        if sequence > _LARGEST_SEQUENCE:
+            raise ProtocolError(f"there is no sequence number {sequence}")
         payload = bytes(record[_HEAD:])
         envelope = Envelope(
-            dest, src, tag, flags & _ADDRESS_FLAGS, payload, len(record), answers
+            dest, src, tag, flags & _ADDRESS_FLAGS, payload, len(payload), answers
         )
         self._broker.post(self._session, sequence, envelope)
 
@@ -200,9 +206,13 @@ class Connection:
             speaker = self._credentials.get(bytes.fromhex(content.get("as", "")))
             result = await method(self, content, speaker or self._user)
             reply = {"result": result}
-        except AcademyError as error:
+        except StorageError as error:
             reply = protocol.pack_error(error)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except AcademyError as error:
+            if not self._session.open:
+                return  # the client asks again through its next connection
+            reply = protocol.pack_error(error)
+        except _SENSELESS as error:
             raise ProtocolError(f"a call that makes no sense: {error!r}") from error
         self._writer.put(protocol.numbered(protocol.REPLY, number, reply))
 
@@ -211,16 +221,7 @@ class Connection:
     async def _register(self, call: dict[str, Any], by: Credentials) -> Any:
         if "token" in call:
             by = self._server.authority.verify(call["token"])
-        records = [
-            MailboxRecord(
-                UUID(item["uid"]).bytes,
-                bool(item["agent"]),
-                item.get("name"),
-                tuple(item.get("classes", ())),
-                creator=by.subject,
-            )
-            for item in call["mailboxes"]
-        ]
+        records = [_record(item, by.subject) for item in call["mailboxes"]]
         await self._broker.register(records)
         return [self._server.authority.mailbox_token(record.uid) for record in records]
 
@@ -230,8 +231,10 @@ class Connection:
     async def _attach_one(self, item: dict[str, Any]) -> dict[str, Any] | None:
         uid = UUID(item["uid"]).bytes
         try:
-            credentials = self._server.authority.verify(item.get("token"))
-            if not credentials.may_attach(uid, self._broker.creator(uid)):
+            token = item.get("token")
+            credentials = self._server.authority.verify(token) if token else self._user
+            creator = self._broker.creator(uid)
+            if creator and not credentials.may_attach(uid, creator):
                 raise ForbiddenError("the token does not open this mailbox")
             await self._broker.attach(
                 self._session,
@@ -241,6 +244,8 @@ class Connection:
                 held=[bytes.fromhex(tag) for tag in item.get("held", ())],
             )
             self._credentials[uid] = credentials
+        except StorageError:
+            raise  # it says nothing about this mailbox: to be tried again
         except AcademyError as error:
             return protocol.pack_error(error)
         return None
@@ -308,6 +313,14 @@ class Connection:
     def reset(self, error: AcademyError) -> None:
         closing = self.close(WSCloseCode.SERVICE_RESTART, str(error))
         self._closing = asyncio.get_running_loop().create_task(closing)
+
+
+def _record(item: dict[str, Any], creator: str) -> MailboxRecord:
+    name, classes = item.get("name"), tuple(item.get("classes", ()))
+    for text in classes if name is None else (name, *classes):
+        text.encode()  # it is text, and such as can be stored
+    uid = UUID(item["uid"]).bytes
+    return MailboxRecord(uid, bool(item["agent"]), name, classes, creator=creator)
 
 
 _METHODS: dict[str, Method] = {

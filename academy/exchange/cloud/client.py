@@ -148,6 +148,7 @@ class HttpExchangeTransport(NoPickleMixin):
 
     async def register_user(self, user: UserId, token: str | None) -> None:
         """Register a user's mailbox and become its consumer."""
+        self.mailbox_id = user
         item = {"uid": user.uid.hex, "agent": False, "name": user.name}
         tokens = await self._link.call("register", mailboxes=[item], token=token)
         await self.attach(user, tokens[0])

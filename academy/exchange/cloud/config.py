@@ -172,7 +172,7 @@ def _problems(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
         if item["type"] == "extra_forbidden":
             known = list(_section(model, item["loc"][:-1]).model_fields)
             near = difflib.get_close_matches(str(item["loc"][-1]), known, 1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
+            hint = f", did you mean {near[0]!r}?" if near else "."
             yield f"  unknown key {key!r}{hint} Known here: {', '.join(known)}."
         else:
             yield f"  {key} = {item['input']!r}: {item['msg']}"

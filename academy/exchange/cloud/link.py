@@ -12,7 +12,10 @@ import itertools
 import logging
 import os
 import random
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -55,12 +58,31 @@ class Attachment(Protocol):
     token: str | None
 
 
+@dataclass(slots=True)
+class Call:
+    """A call without a reply.
+
+    Attributes:
+        content: method and arguments.
+        done: gets the result or the error.
+        after: sequence number of the last message that was posted before it.
+        then: told the result at once, before anything that came behind it is read.
+    """
+
+    content: dict[str, Any]
+    done: asyncio.Future[Any]
+    after: int = 0
+    then: Callable[[Any], None] | None = None
+
+
 class Link:
     """A connection to one exchange and everything that has to survive its loss.
 
     Invariants: `_outbox` holds the messages that the exchange may not have stored,
     `_calls` the calls without a reply. Both are sent again through each new
-    connection, in order. `_error` is set when there will be no more connections.
+    connection, in order. `_attached` holds the mailboxes that the exchange has
+    attached here, `_attaching` those that it was asked to attach; `_resuming` is the number of the call that attaches them to a new
+    connection. `_error` is set when there will be no more connections.
     """
 
     def __init__(self, factory: HttpExchangeFactory, token: str | None) -> None:
@@ -70,8 +92,10 @@ class Link:
         self._session = os.urandom(16)
         self._outbox = Outbox()
         self._numbers = itertools.count(1)
-        self._calls: dict[int, tuple[dict[str, Any], asyncio.Future[Any]]] = {}
+        self._calls: dict[int, Call] = {}
+        self._resuming = 0
         self._attached: dict[bytes, Attachment] = {}
+        self._attaching: dict[bytes, Attachment] = {}
         self._entities: dict[bytes, EntityId] = {}
         self._writer: Writer | None = None
         self._limit = 0
@@ -112,9 +136,16 @@ class Link:
         try:
             async with aiohttp.ClientSession(trust_env=True) as http:
                 ws = await self._connect(http, self._factory.first_patience)
+                pause = _FIRST_PAUSE
                 while True:
                     reason = await self._use(ws)
                     logger.warning("lost %s: %s", url, reason)
+                    if ws.close_code == aiohttp.WSCloseCode.SERVICE_RESTART:
+                        # It is there, but could not store what it was given.
+                        await asyncio.sleep(pause * random.uniform(0.5, 1))
+                        pause = min(pause * 2, _LONGEST_PAUSE)
+                    else:
+                        pause = _FIRST_PAUSE
                     ws = await self._connect(http, self._factory.reconnect_timeout_s)
                     logger.info("connected to %s again", url)
         except AcademyError as error:
@@ -149,8 +180,8 @@ class Link:
         headers[protocol.SESSION_HEADER] = self._session.hex()
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
-        try:
-            async with asyncio.timeout(self._factory.request_timeout_s):
+        async with asyncio.timeout(self._factory.request_timeout_s):
+            try:
                 return await http.ws_connect(
                     self._factory.url + protocol.PATH,
                     headers=headers,
@@ -159,10 +190,10 @@ class Link:
                     compress=0,
                     timeout=aiohttp.ClientWSTimeout(ws_close=1),
                 )
-        except aiohttp.WSServerHandshakeError as error:
-            if error.status >= 500 or error.status == 429:
-                raise
-            raise await self._explain(http, headers, error) from error
+            except aiohttp.WSServerHandshakeError as error:
+                if error.status >= 500 or error.status == 429:
+                    raise
+                raise await self._explain(http, headers, error) from error
 
     async def _explain(
         self,
@@ -218,21 +249,44 @@ class Link:
         """Take up the work where the last connection has left it."""
         self._limit = welcome["max_message_bytes"]
         self._outbox.confirm(welcome["sequence"])
-        if self._attached:
-            number = next(self._numbers)
-            boxes = list(self._attached.values())
-            done = asyncio.get_running_loop().create_future()
-            done.add_done_callback(lambda done: _tell_lost(boxes, done))
-            call = {"method": "attach", "mailboxes": self._holdings()}
-            self._calls = {number: (call, done), **self._calls}
-        for number, (call, _) in self._calls.items():
-            writer.put(protocol.numbered(protocol.CALL, number, call))
-        for sent in self._outbox:
-            if sent.record:
-                writer.put(sent.record)
+        self._attach_again(writer, welcome["number"])
+        unsent = deque(sent for sent in self._outbox if sent.record)
+        for number, call in self._calls.items():
+            if number == self._resuming:
+                continue
+            while unsent and unsent[0].sequence <= call.after:
+                writer.put(unsent.popleft().record)
+            writer.put(protocol.numbered(protocol.CALL, number, call.content))
+        for sent in unsent:
+            writer.put(sent.record)
         self._writer = writer
         if not self._ready.done():
             self._ready.set_result(None)
+
+    def _attach_again(self, writer: Writer, last_number: int) -> None:
+        # The call before it asked on behalf of a connection that is lost as well.
+        self._calls.pop(self._resuming, None)
+        boxes = list(self._attached.values())
+        if not boxes:
+            return
+        for box in boxes:
+            box.inbox.rewind(last_number)
+        done = asyncio.get_running_loop().create_future()
+        done.add_done_callback(lambda done: self._tell_lost(boxes, done))
+        call = Call({"method": "attach", "mailboxes": self._holdings()}, done)
+        number = self._resuming = next(self._numbers)
+        self._calls[number] = call
+        writer.put(protocol.numbered(protocol.CALL, number, call.content))
+
+    def _tell_lost(self, boxes: list[Attachment], done: asyncio.Future[Any]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            return
+        for box, problem in zip(boxes, done.result(), strict=True):
+            if problem is not None:
+                uid = box.mailbox_id.uid.bytes
+                if self._attached.get(uid) is box:
+                    del self._attached[uid]
+                box.inbox.lost(protocol.unpack_error(problem))
 
     def _holdings(self) -> list[dict[str, Any]]:
         held = {uid: list(box.inbox.held()) for uid, box in self._attached.items()}
@@ -247,7 +301,8 @@ class Link:
 
     def _deliver(self, record: memoryview) -> None:
         _, _, flags, number, _, dest, src, tag = _unpack(record)
-        box = self._attached.get(dest)
+        # What waited for a mailbox may come before the reply that it is attached.
+        box = self._attaching.get(dest) or self._attached.get(dest)
         if box is None:
             return
         source = self._entities.get(src)
@@ -269,13 +324,15 @@ class Link:
     def _learn(self, kind: int, record: memoryview) -> None:
         if kind == protocol.REPLY:
             number, reply = protocol.read_numbered(record)
-            _, done = self._calls.pop(number, (None, None))
-            if done is None or done.done():
+            call = self._calls.pop(number, None)
+            if call is None or call.done.done():
                 return
             if "error" in reply:
-                done.set_exception(protocol.unpack_error(reply))
-            else:
-                done.set_result(reply["result"])
+                call.done.set_exception(protocol.unpack_error(reply))
+                return
+            if call.then is not None:
+                call.then(reply["result"])
+            call.done.set_result(reply["result"])
         elif kind == protocol.REFUSE:
             self._outbox.refuse(*protocol.read_refuse(record))
         elif kind == protocol.LOST:
@@ -294,9 +351,9 @@ class Link:
         if not self._ready.done():
             self._ready.set_result(None)
         calls, self._calls = self._calls, {}
-        for _, done in calls.values():
-            if not done.done():
-                done.set_exception(error)
+        for call in calls.values():
+            if not call.done.done():
+                call.done.set_exception(error)
         self._outbox.fail(error)
         attached, self._attached = self._attached, {}
         for box in attached.values():
@@ -304,16 +361,28 @@ class Link:
 
     # --- what transports use
 
-    async def call(self, method: str, **arguments: Any) -> Any:
-        """Ask the exchange; survives a lost connection, since calls are idempotent."""
+    async def call(
+        self,
+        method: str,
+        then: Callable[[Any], None] | None = None,
+        /,
+        **arguments: Any,
+    ) -> Any:
+        """Ask the exchange; survives a lost connection, since calls are idempotent.
+
+        Args:
+            method: what is asked for.
+            then: told the result before anything that came behind it is read.
+            **arguments: of the method.
+        """
         if self._error is not None:
             raise self._error
         number = next(self._numbers)
         done = asyncio.get_running_loop().create_future()
-        call = {"method": method, **arguments}
-        self._calls[number] = (call, done)
+        content = {"method": method, **arguments}
+        self._calls[number] = Call(content, done, self._outbox.last_sequence, then)
         if self._writer is not None:
-            self._writer.put(protocol.numbered(protocol.CALL, number, call))
+            self._writer.put(protocol.numbered(protocol.CALL, number, content))
         try:
             return await done
         finally:
@@ -322,33 +391,58 @@ class Link:
     async def attach(self, box: Attachment) -> None:
         """Become the consumer of a mailbox."""
         uid = box.mailbox_id.uid.bytes
-        older = self._attached.get(uid)
-        # From here on, since a delivery may come right behind the reply.
-        self._attached[uid] = box
+
+        def attached(problems: list[Any]) -> None:
+            self._attaching.pop(uid, None)
+            if problems[0] is not None:
+                return
+            older = self._attached.get(uid)
+            self._attached[uid] = box
+            if older is not None:
+                older.inbox.lost(SupersededError(box.mailbox_id))
+
+        self._attaching[uid] = box
         try:
-            (problem,) = await self.call("attach", mailboxes=[attach_arguments(box)])
-            if problem is not None:
-                raise protocol.unpack_error(problem)
-        except BaseException:
-            if self._attached.get(uid) is box:
-                del self._attached[uid]
+            (problem,) = await self.call(
+                "attach", attached, mailboxes=[attach_arguments(box)]
+            )
+        except asyncio.CancelledError:
+            self._abandon(box)
             raise
-        if older is not None:
-            older.inbox.lost(SupersededError(box.mailbox_id))
+        finally:
+            if self._attaching.get(uid) is box:
+                del self._attaching[uid]
+        if problem is not None:
+            raise protocol.unpack_error(problem)
+
+    def _abandon(self, box: Attachment) -> None:
+        """Undo an attachment that may be under way, without waiting."""
+        uid = box.mailbox_id.uid.bytes
+        if self._writer is not None and self._attached.get(uid) in (None, box):
+            self._attached.pop(uid, None)
+            content = {"method": "detach", "uid": box.mailbox_id.uid.hex}
+            call = protocol.numbered(protocol.CALL, next(self._numbers), content)
+            self._writer.put(call)
 
     async def detach(self, box: Attachment, released: list[int]) -> None:
         """Let go of a mailbox, after what it has sent; give requests back unserved."""
         uid = box.mailbox_id.uid.bytes
-        if self._attached.get(uid) is box:
-            del self._attached[uid]
-            # Without a connection there is nothing to detach from: the next one
-            # attaches only what is attached here.
-            if self._writer is not None:
-                with suppress(ExchangeError, TimeoutError):
-                    call = self.call(
-                        "detach", uid=box.mailbox_id.uid.hex, released=released
-                    )
-                    await asyncio.wait_for(call, _CLOSE_PATIENCE)
+        if self._attached.get(uid) is not box:
+            return
+        # Attached until it is confirmed, since only who is attached may send it again.
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._outbox.drained(), _CLOSE_PATIENCE)
+        if self._attached.get(uid) is not box:
+            return
+        del self._attached[uid]
+        # Without a connection there is nothing to detach from: the next one
+        # attaches only what is attached here.
+        if self._writer is not None:
+            with suppress(ExchangeError, TimeoutError):
+                call = self.call(
+                    "detach", uid=box.mailbox_id.uid.hex, released=released
+                )
+                await asyncio.wait_for(call, _CLOSE_PATIENCE)
 
     def post(
         self,
@@ -371,7 +465,7 @@ class Link:
         head = protocol.message_head(
             protocol.SEND,
             address_flags(message),
-            self._outbox.next_sequence(),
+            self._outbox.last_sequence + 1,
             message.lease,
             message.dest.uid.bytes,
             message.src.uid.bytes,
@@ -400,14 +494,6 @@ def attach_arguments(
         "resume": resume,
         "held": [tag.hex() for tag in held or ()],
     }
-
-
-def _tell_lost(boxes: list[Attachment], done: asyncio.Future[Any]) -> None:
-    if done.cancelled() or done.exception() is not None:
-        return
-    for box, problem in zip(boxes, done.result(), strict=True):
-        if problem is not None:
-            box.inbox.lost(protocol.unpack_error(problem))
 
 
 _links: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, Link]] = (

@@ -142,7 +142,7 @@ def read_json(record: memoryview, start: int = HEAD.size) -> Any:
     """
     try:
         return json.loads(bytes(record[start:]))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError(
             f"not JSON: {bytes(record[start : start + 40])!r}"
         ) from error

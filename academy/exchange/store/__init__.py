@@ -122,7 +122,7 @@ class Contents:
 
     Attributes:
         waiting: per mailbox, count and bytes of the messages in it.
-        last_number: largest number ever given to a message.
+        last_number: largest number of a message in it, or a larger one.
     """
 
     mailboxes: list[MailboxRecord] = field(default_factory=list)

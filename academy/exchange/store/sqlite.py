@@ -147,7 +147,7 @@ class SqliteStore:
             if changes.sessions:
                 db.executemany(_PUT_SESSION, changes.sessions.items())
             db.execute("commit")
-        except sqlite3.Error as error:
+        except Exception as error:
             if db.in_transaction:
                 db.execute("rollback")
             raise self._failure("write", error) from error
@@ -173,13 +173,21 @@ class SqliteStore:
         try:
             await asyncio.to_thread(_checkpoint, self._path)
             # The log starts from its beginning again only when all of it was copied,
-            # and commits went on meanwhile: the little that they wrote follows here.
-            if self._db is not None and self._durability == "process":
-                self._db.execute(_CHECKPOINT).fetchone()
+            # and commits went on meanwhile: the little that they wrote follows here,
+            # where no commit can come in between.
+            if self._worker is not None:
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._worker, self._finish_checkpoint)
+            else:
+                self._finish_checkpoint()
         except sqlite3.Error as error:
             logger.warning("no checkpoint of %s: %s", self._path, error)
         finally:
             self._checkpoint = None
+
+    def _finish_checkpoint(self) -> None:
+        if self._db is not None:
+            self._db.execute(_CHECKPOINT).fetchone()
 
     async def close(self) -> None:
         if self._checkpoint is not None:
