@@ -114,12 +114,16 @@ class _Run:
         self._private = private
         self._kernel: DataFlowKernel | None = None
         self._stopping = False
+        # Labels of executors that have started, so that others may look at them.
+        self._ready: set[str] = set()
         # What Parsl has been given and has not answered.
         self._outstanding: set[Future[Any]] = set()
 
     def executor(self, label: str) -> Any | None:
         kernel = self._kernel
-        return kernel.executors.get(label) if kernel is not None else None
+        if kernel is None or label not in self._ready:
+            return None
+        return kernel.executors.get(label)
 
     def _live(self) -> None:
         # A program that ends without a shutdown still cancels its blocks.
@@ -174,6 +178,7 @@ class _Run:
                 return kernel
             # Parsl would refuse this task and all later ones.
             logger.warning("Parsl executor %s has failed and starts anew", label)
+            self._ready.discard(label)
             _remove_executor(kernel, executor)
         [executor] = (e for e in self._config.executors if e.label == label)
         fresh = fresh_executor(executor)
@@ -185,6 +190,7 @@ class _Run:
         else:
             _add_executor(kernel, fresh)
         _bound_commands(fresh)
+        self._ready.add(label)
         logger.info("started Parsl executor %s in %s", label, kernel.run_dir)
         return kernel
 
@@ -211,9 +217,8 @@ class _Run:
         if kernel is not None:
             blocks = LocalBlocks(kernel.executors.values())
             _logged(self._look)
-            _logged(kernel.cleanup)
-            for executor in kernel.executors.values():
-                _logged(partial(_end_executor, executor))
+            is_clean = _logged(kernel.cleanup)
+            _finish(kernel, is_clean)
             _logged(blocks.end)
         for future in list(self._outstanding):
             _settle(
@@ -298,13 +303,21 @@ def _cancel_jobs(executor: Any) -> None:
         executor.provider.cancel(jobs)
 
 
-def _end_executor(executor: Any) -> None:
-    """End what Parsl's clean-up may leave: blocks of a bad executor, an interchange."""
-    if getattr(executor, "bad_state_is_set", False):
-        _logged(partial(_cancel_jobs, executor))
-    interchange = getattr(executor, "interchange_proc", None)
-    if interchange is not None and interchange.poll() is None:
-        executor.shutdown()
+def _finish(kernel: DataFlowKernel, is_clean: bool) -> None:
+    """Do what a clean-up did not, since it ends at its first error.
+
+    It leaves the jobs of an executor in its bad state on purpose, and those that the
+    scheduler was too busy to cancel.
+    """
+    for executor in list[Any](kernel.executors.values()):
+        if hasattr(executor, "blocks_to_job_id"):
+            _logged(partial(_cancel_jobs, executor))
+        interchange = getattr(executor, "interchange_proc", None)
+        has_ended = interchange is not None and interchange.poll() is not None
+        if not is_clean and not has_ended:
+            _logged(executor.shutdown)
+    kernel._task_launch_pool.shutdown()
+    atexit.unregister(kernel.atexit_cleanup)
 
 
 # --- futures
@@ -325,9 +338,11 @@ def _settle(future: Future[Any], error: BaseException) -> None:
         future.set_exception(error)
 
 
-def _logged(step: Callable[[], object]) -> None:
-    """Take one step of a clean-up that has to go on whatever happens in it."""
+def _logged(step: Callable[[], object]) -> bool:
+    """Take a step of a clean-up that goes on whatever happens; tell if it succeeded."""
     try:
         step()
     except Exception:
         logger.exception("while ending Parsl")
+        return False
+    return True

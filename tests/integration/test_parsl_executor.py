@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import re
@@ -13,7 +12,7 @@ import textwrap
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
@@ -374,39 +373,47 @@ def untimed(script: str) -> str:
     return re.sub(r"(block-\d+)\.\d+\.\d+", r"\1.TIME", script)
 
 
-async def test_the_script_that_is_submitted_is_the_one_previewed(
+def slurm(tmp_path: Path) -> ParslExecutor:
+    engine = HighThroughputExecutor(
+        label="cpu",
+        address="127.0.0.1",
+        worker_port=open_port(),
+        provider=SlurmProvider(partition="debug", account="proj", walltime="00:30:00"),
+    )
+    run_dir = str(tmp_path / "run")
+    return ParslExecutor(Config([engine], run_dir=run_dir, strategy_period=0.1))
+
+
+def test_the_script_that_is_submitted_is_the_one_previewed(
     scheduler: Path, tmp_path: Path
 ) -> None:
-    config = Config(
-        executors=[
-            HighThroughputExecutor(
-                label="cpu",
-                address="127.0.0.1",
-                worker_port=open_port(),
-                provider=SlurmProvider(
-                    partition="debug", account="proj", walltime="00:30:00"
-                ),
-            )
-        ],
-        run_dir=str(tmp_path / "run"),
-        strategy_period=0.1,
-    )
-    executor = ParslExecutor(config)
+    executor = slurm(tmp_path)
     preview = executor.preview()
     future = executor.submit(abs, -1)
-    assert await asyncio.to_thread((scheduler / "gate").read_text) == "submitted\n"
+    assert (scheduler / "gate").read_text() == "submitted\n"
     submitted = (scheduler / "submitted").read_text()
     assert untimed(submitted) in untimed(preview)
     assert "#SBATCH --account=proj\n" in submitted
+    assert "block-1." in executor.preview()
     # A job that never starts does not keep anybody who is in a hurry.
-    await asyncio.to_thread(executor.shutdown, cancel_futures=True)
+    executor.shutdown(cancel_futures=True)
     assert (scheduler / "cancelled").read_text() == "17\n"
     with pytest.raises(BrokenExecutor, match="shut down without waiting for it"):
         future.result()
 
 
-def test_the_laptop_is_called_as_it_likes() -> None:
-    config = local_config("mine", workers=3)
-    assert ParslExecutor(config).label == "mine"
-    make: Callable[[], ParslExecutor] = ParslExecutor.local
-    assert make().max_workers == len(os.sched_getaffinity(0))
+def test_a_scheduler_that_does_not_cancel_a_job_is_asked_again(
+    scheduler: Path, tmp_path: Path
+) -> None:
+    with open(scheduler / "scancel", "a") as command:
+        command.write(f"test $(wc -l < {scheduler}/cancelled) -gt 1\n")
+    executor = slurm(tmp_path)
+    executor.submit(abs, -1)
+    (scheduler / "gate").read_text()
+    executor.shutdown(cancel_futures=True)
+    assert (scheduler / "cancelled").read_text() == "17\n17\n"
+
+
+def test_there_are_as_many_local_workers_as_cores_unless_told_otherwise() -> None:
+    assert ParslExecutor.local().max_workers == len(os.sched_getaffinity(0))
+    assert ParslExecutor(local_config("mine", workers=3)).max_workers == 3
