@@ -94,6 +94,12 @@ class Payload:
             return [self._data]
         return encode(self._value, self.strategy)
 
+    def exception_parts(self) -> list[Part]:
+        """Return the buffers of an encoded exception that surely decodes again."""
+        if self._data is not None:
+            return [self._data]
+        return exception_payload(self._value, self.strategy)
+
     @classmethod
     def from_bytes(cls, data: memoryview) -> Payload:
         """Wrap an encoded value, to be decoded when someone asks for it."""
