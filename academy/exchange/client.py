@@ -63,6 +63,7 @@ class ExchangeClient(NoPickleMixin):
         self._lost: Exception | None = None
         self._closed = False
         self._context_tokens: list[Token[ExchangeClient]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Self:
         self._context_tokens.append(exchange_context.set(self))
@@ -98,10 +99,14 @@ class ExchangeClient(NoPickleMixin):
 
         Raises:
             ExchangeError: the client is closed or has lost its mailbox.
+            RuntimeError: the client belongs to another event loop.
             Exception: the arguments do not serialize.
         """
         self._check_open()
-        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._check_loop(loop)
+        future: asyncio.Future[Message] = loop.create_future()
         tag = message.tag
         self._pending[tag] = future
         try:
@@ -110,6 +115,15 @@ class ExchangeClient(NoPickleMixin):
             del self._pending[tag]
             raise
         return future
+
+    def _check_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not None:
+            raise RuntimeError(
+                f"{self!r} belongs to another event loop, so its answers would never "
+                "arrive here. From a thread, use asyncio.run_coroutine_threadsafe "
+                "with the event loop of the agent or program."
+            )
+        self._loop = loop
 
     def forget(self, message: Message) -> None:
         """Stop waiting for the answer to a request."""

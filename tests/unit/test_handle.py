@@ -440,6 +440,17 @@ async def test_calls_of_one_handle_run_side_by_side() -> None:
         assert await asyncio.gather(*calls) == [0, 10, 20]
 
 
+async def test_a_client_of_another_event_loop_is_refused() -> None:
+    async with mailbox() as box:
+        ping = asyncio.create_task(box.handle.ping())
+        await box.take(PingRequest)
+        box.answer(SuccessResponse())
+        await ping
+        call = box.handle.add(1)
+        with pytest.raises(RuntimeError, match="run_coroutine_threadsafe"):
+            await asyncio.to_thread(asyncio.run, call)
+
+
 # --- attributes
 
 
