@@ -248,9 +248,13 @@ def draw_energies(results: Results, summary: Summary, path: Path) -> None:
 def _draw_minima(axes: Axes, results: Results, summary: Summary) -> None:
     """Draw the lowest minimum found so far, and the published one."""
     simulation = results.simulation
-    ordered = sorted(results.records, key=lambda record: record.round_number)
-    sweeps = [(r.round_number + 1) * simulation.steps_per_round for r in ordered]
-    lowest = np.minimum.accumulate([record.minimum for record in ordered])
+    rounds = np.arange(1, simulation.rounds + 1)
+    sweeps = (rounds * simulation.steps_per_round).tolist()
+    lowest = np.full(simulation.rounds, np.inf)
+    for record in results.records:
+        index = record.round_number
+        lowest[index] = min(lowest[index], record.minimum)
+    lowest = np.minimum.accumulate(lowest)
     axes.plot(sweeps, lowest, color="black", lw=1.6, label="lowest minimum so far")
     if summary.published is not None:
         axes.axhline(
