@@ -273,10 +273,15 @@ class Broker:
             box = session.attached.get(uid)
             if box is None:
                 return
-            for number in released:
+            # A client drops what comes when it has asked for this, so that what it
+            # has not acknowledged was not begun either.
+            unread = {e.number for owner, e in session.in_flight if owner is box}
+            for number in unread.union(released):
                 if number in box.leased:
                     unleased = Envelope(uid, b"", b"", 0, None, 0, number=number)
                     changes.leased.append(unleased)
+            outgoing = self._outgoing
+            self._outgoing = [item for item in outgoing if item[1].dest != uid]
             self._detach(session, box)
 
         await self._control(work, after_arrivals=True)
@@ -332,6 +337,9 @@ class Broker:
     ) -> None:
         """Make a session the consumer of a mailbox; an older one is superseded.
 
+        Nothing is delivered before `start`, so that a client learns first that the
+        mailbox is its own.
+
         Args:
             session: who attaches.
             uid: the mailbox.
@@ -367,19 +375,29 @@ class Broker:
             box.cursor = 0
             box.session = session
             session.attached[uid] = box
+            box.behind = True
+
+        await self._control(work)
+
+    def start(self, session: Session, uids: Iterable[bytes]) -> None:
+        """Begin to deliver to mailboxes that a session has attached."""
+        for uid in uids:
+            box = session.attached.get(uid)
+            if box is None or not box.behind:
+                continue
             box.behind = box.count > len(box.leased)
             if box.behind:
                 session.behind.add(box)
                 self._hungry.add(session)
+        if self._hungry and self._turning is None:
+            self._schedule()
 
-        await self._control(work)
-
-    async def terminate(self, uid: bytes, by: Session | None = None) -> None:
+    async def terminate(self, uid: bytes, by: bytes = b"") -> None:
         """End a mailbox for good and answer its unsettled requests.
 
         Args:
             uid: the mailbox; unknown and terminated ones are left alone.
-            by: who asks; an owner is not told what it asked for itself.
+            by: mailbox of who asks; an owner is not told what it asked for itself.
         """
 
         async def work(changes: Changes) -> None:
@@ -391,7 +409,7 @@ class Broker:
             owner = box.session
             if owner is not None:
                 self._detach(owner, box)
-                if owner is not by:
+                if uid != by:
                     owner.consumer.lost(uid, MailboxTerminatedError(box.id))
             await self._answer_all(changes, box)
 
@@ -489,6 +507,7 @@ class Broker:
             or self._controls
             or self._late_controls
             or self._departures
+            or self._hungry
         )
 
     async def _turn(self) -> None:
@@ -626,11 +645,13 @@ class Broker:
         session = box.session
         if session is None or not session.open:
             return
-        if box.behind or not session.has_room():
+        if box.behind:
+            return
+        if session.has_room():
+            self._lease(session, box, envelope)
+        else:
             box.behind = True
             session.behind.add(box)
-        else:
-            self._lease(session, box, envelope)
 
     def _lease(self, session: Session, box: Mailbox, envelope: Envelope) -> None:
         envelope.lease = box.record.epoch

@@ -104,6 +104,7 @@ class LocalExchangeTransport(NoPickleMixin):
         """Become the consumer of the mailbox."""
         uid = self.mailbox_id.uid.bytes
         await self._broker.attach(self._session, uid, os.urandom(16))
+        self._broker.start(self._session, [uid])
 
     def start(self, owner: MailboxOwner) -> None:
         self._inbox.start(owner)
@@ -159,7 +160,8 @@ class LocalExchangeTransport(NoPickleMixin):
         return self._broker.status(uid.uid.bytes)
 
     async def terminate(self, uid: EntityId) -> None:
-        await self._broker.terminate(uid.uid.bytes, self._session)
+        by = self.mailbox_id.uid.bytes
+        await self._broker.terminate(uid.uid.bytes, by)
 
     async def update_heartbeat(self) -> None:
         self._broker.touch(self.mailbox_id.uid.bytes)

@@ -79,6 +79,7 @@ class Peer:
         await self.broker.attach(
             self.session, self.uid, self.incarnation, resume=resume, held=held
         )
+        self.broker.start(self.session, [self.uid])
         await self.broker.settle()
         return self
 

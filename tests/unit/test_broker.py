@@ -685,7 +685,7 @@ async def test_what_was_posted_before_a_termination_comes_before_it(
     await broker.settle()
 
     bob.respond(bob.inbox[0], b"the result")
-    await broker.terminate(bob.uid, bob.session)
+    await broker.terminate(bob.uid, bob.uid)
     await broker.settle()
 
     assert [message.tag for message in alice.inbox] == [tag, late]
@@ -724,8 +724,8 @@ async def test_a_terminated_mailbox_refuses_requests_and_drops_answers(
 async def test_the_owner_is_told_of_a_termination_unless_it_asked_for_it(
     broker: Broker, alice: Peer, bob: Peer
 ) -> None:
-    await broker.terminate(alice.uid, alice.session)
-    await broker.terminate(bob.uid, alice.session)
+    await broker.terminate(alice.uid, alice.uid)
+    await broker.terminate(bob.uid, alice.uid)
 
     assert alice.losses == []
     assert [type(e).__name__ for e in bob.losses] == ["AgentTerminatedError"]

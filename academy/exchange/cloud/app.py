@@ -215,6 +215,9 @@ class Connection:
         except _SENSELESS as error:
             raise ProtocolError(f"a call that makes no sense: {error!r}") from error
         self._writer.put(protocol.numbered(protocol.REPLY, number, reply))
+        if content["method"] == "attach":
+            uids = [UUID(item["uid"]).bytes for item in content["mailboxes"]]
+            self._broker.start(self._session, uids)
 
     # --- calls
 
@@ -223,7 +226,13 @@ class Connection:
             by = self._server.authority.verify(call["token"])
         records = [_record(item, by.subject) for item in call["mailboxes"]]
         await self._broker.register(records)
-        return [self._server.authority.mailbox_token(record.uid) for record in records]
+        return [self._token(record, by) for record in records]
+
+    def _token(self, record: MailboxRecord, by: Credentials) -> str | None:
+        # A user's mailbox speaks with the user's rights, an agent's with its own.
+        if by.mailbox is None and not record.agent:
+            return self._server.authority.user_token(by.subject)
+        return self._server.authority.mailbox_token(record.uid)
 
     async def _attach(self, call: dict[str, Any], by: Credentials) -> Any:
         return await asyncio.gather(*map(self._attach_one, call["mailboxes"]))
@@ -258,11 +267,12 @@ class Connection:
 
     async def _terminate(self, call: dict[str, Any], by: Credentials) -> None:
         uid = UUID(call["uid"]).bytes
-        if not by.may_terminate(uid, self._broker.creator(uid)):
+        creator = self._broker.creator(uid)
+        if creator and not by.may_terminate(uid, creator):
             raise ForbiddenError(
                 "a mailbox's token terminates its own and its children"
             )
-        await self._broker.terminate(uid, self._session)
+        await self._broker.terminate(uid, bytes.fromhex(call.get("as", "")))
 
     async def _status(self, call: dict[str, Any], by: Credentials) -> str:
         return self._broker.status(UUID(call["uid"]).bytes).value

@@ -48,6 +48,9 @@ class Authority(Protocol):
             UnauthorizedError: it is missing, expired, or not of this exchange.
         """
 
+    def user_token(self, name: str) -> str | None:
+        """Issue a token for a user."""
+
     def mailbox_token(self, uid: bytes) -> str | None:
         """Issue a token that opens one mailbox."""
 
@@ -103,6 +106,9 @@ class OpenAuthority:
     def verify(self, token: str | None) -> Credentials:
         """Return the credentials of a user, whatever the token."""
         return Credentials("anonymous")
+
+    def user_token(self, name: str) -> None:
+        """Issue nothing: no token is needed."""
 
     def mailbox_token(self, uid: bytes) -> None:
         """Issue nothing: no token is needed."""

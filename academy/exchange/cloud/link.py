@@ -81,7 +81,7 @@ class Link:
     Invariants: `_outbox` holds the messages that the exchange may not have stored,
     `_calls` the calls without a reply. Both are sent again through each new
     connection, in order. `_attached` holds the mailboxes that the exchange has
-    attached here, `_attaching` those that it was asked to attach; `_resuming` is the number of the call that attaches them to a new
+    attached here; `_resuming` is the number of the call that attaches them to a new
     connection. `_error` is set when there will be no more connections.
     """
 
@@ -95,7 +95,6 @@ class Link:
         self._calls: dict[int, Call] = {}
         self._resuming = 0
         self._attached: dict[bytes, Attachment] = {}
-        self._attaching: dict[bytes, Attachment] = {}
         self._entities: dict[bytes, EntityId] = {}
         self._writer: Writer | None = None
         self._limit = 0
@@ -301,8 +300,7 @@ class Link:
 
     def _deliver(self, record: memoryview) -> None:
         _, _, flags, number, _, dest, src, tag = _unpack(record)
-        # What waited for a mailbox may come before the reply that it is attached.
-        box = self._attaching.get(dest) or self._attached.get(dest)
+        box = self._attached.get(dest)
         if box is None:
             return
         source = self._entities.get(src)
@@ -393,7 +391,6 @@ class Link:
         uid = box.mailbox_id.uid.bytes
 
         def attached(problems: list[Any]) -> None:
-            self._attaching.pop(uid, None)
             if problems[0] is not None:
                 return
             older = self._attached.get(uid)
@@ -401,7 +398,6 @@ class Link:
             if older is not None:
                 older.inbox.lost(SupersededError(box.mailbox_id))
 
-        self._attaching[uid] = box
         try:
             (problem,) = await self.call(
                 "attach", attached, mailboxes=[attach_arguments(box)]
@@ -409,9 +405,6 @@ class Link:
         except asyncio.CancelledError:
             self._abandon(box)
             raise
-        finally:
-            if self._attaching.get(uid) is box:
-                del self._attaching[uid]
         if problem is not None:
             raise protocol.unpack_error(problem)
 

@@ -1,0 +1,355 @@
+"""The contract of stores: what is committed is there, whole, and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import stat
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TypeAlias
+from uuid import uuid4
+
+import pytest
+
+from academy.exception import StorageError
+from academy.exchange.store import (
+    FROM_AGENT,
+    RESPONSE,
+    Changes,
+    Envelope,
+    MailboxRecord,
+    Store,
+)
+from academy.exchange.store.memory import MemoryStore
+from academy.exchange.store.sqlite import SqliteStore
+
+Make: TypeAlias = Callable[[Path], Store]
+
+IMPLEMENTATIONS: dict[str, Make] = {
+    "memory": lambda path: MemoryStore(),
+    "sqlite-process": lambda path: SqliteStore(path),
+    "sqlite-power": lambda path: SqliteStore(path, "power"),
+}
+DURABLE = {name: make for name, make in IMPLEMENTATIONS.items() if "sqlite" in name}
+
+DEST, OTHER, SRC = (uuid4().bytes for _ in range(3))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "new folder" / "exchange.db"
+
+
+@pytest.fixture(params=list(IMPLEMENTATIONS.values()), ids=list(IMPLEMENTATIONS))
+async def store(request: pytest.FixtureRequest, path: Path) -> AsyncIterator[Store]:
+    store: Store = request.param(path)
+    await store.open()
+    yield store
+    await store.close()
+
+
+@pytest.fixture(params=list(DURABLE.values()), ids=list(DURABLE))
+def make(request: pytest.FixtureRequest, path: Path) -> Callable[[], SqliteStore]:
+    return lambda: request.param(path)
+
+
+def message(
+    number: int, payload: bytes = b"", dest: bytes = DEST, **options: int
+) -> Envelope:
+    payload = payload or b"payload %d" % number
+    tag = number.to_bytes(16, "big")
+    flags, lease = options.get("flags", 0), options.get("lease", 0)
+    return Envelope(
+        dest, SRC, tag, flags, payload, len(payload), number=number, lease=lease
+    )
+
+
+def fields(envelope: Envelope) -> tuple[object, ...]:
+    e = envelope
+    return e.dest, e.src, e.tag, e.flags, e.payload, e.size, e.number, e.lease
+
+
+def add(*envelopes: Envelope) -> Changes:
+    return Changes(added=list(envelopes))
+
+
+async def numbers(store: Store, dest: bytes = DEST, after: int = 0) -> list[int]:
+    return [e.number for e in await store.pending(dest, after, 1000)]
+
+
+# --- every store
+
+
+async def test_a_new_store_is_empty(store: Store) -> None:
+    contents = await store.open()
+
+    assert (contents.mailboxes, contents.sessions, contents.waiting) == ([], {}, {})
+    assert contents.last_number == 0
+    assert await store.pending(DEST, 0, 10) == []
+
+
+async def test_messages_come_back_as_they_were_in_the_order_of_their_numbers(
+    store: Store,
+) -> None:
+    payload = bytes(range(256)) * 4
+    sent = [
+        message(1, flags=RESPONSE),
+        message(2, payload, flags=FROM_AGENT, lease=3),
+        message(5, b"\0"),
+    ]
+    expected = [fields(envelope) for envelope in sent]
+    await store.commit(add(*sent))
+
+    assert [fields(e) for e in await store.pending(DEST, 0, 10)] == expected
+
+
+async def test_messages_are_read_page_by_page(store: Store) -> None:
+    await store.commit(add(*(message(n) for n in range(1, 11))))
+
+    first = await store.pending(DEST, 0, 4)
+    second = await store.pending(DEST, first[-1].number, 4)
+    third = await store.pending(DEST, second[-1].number, 4)
+
+    pages = [[e.number for e in page] for page in (first, second, third)]
+    assert pages == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10]]
+
+
+async def test_mailboxes_do_not_mix(store: Store) -> None:
+    await store.commit(add(message(1), message(2, dest=OTHER), message(3)))
+
+    assert await numbers(store) == [1, 3]
+    assert await numbers(store, OTHER) == [2]
+
+
+async def test_settled_messages_are_gone_and_the_others_stay(store: Store) -> None:
+    await store.commit(add(*(message(n) for n in range(1, 5))))
+    await store.commit(Changes(settled=[(DEST, 1), (DEST, 3), (DEST, 9), (OTHER, 2)]))
+
+    assert await numbers(store) == [2, 4]
+    assert await numbers(store, after=2) == [4]
+
+
+async def test_a_lease_is_kept_with_its_message(store: Store) -> None:
+    await store.commit(add(message(1), message(2)))
+    await store.commit(Changes(leased=[message(2, lease=7)]))
+
+    found = [(e.lease, e.payload) for e in await store.pending(DEST, 0, 10)]
+    assert found == [(0, b"payload 1"), (7, b"payload 2")]
+
+
+async def test_clearing_a_mailbox_takes_what_came_in_the_same_transaction(
+    store: Store,
+) -> None:
+    await store.commit(add(message(1), message(2, dest=OTHER)))
+    await store.commit(Changes(added=[message(3)], cleared=[DEST]))
+
+    assert await numbers(store) == []
+    assert await numbers(store, OTHER) == [2]
+
+
+async def test_what_waits_is_counted_when_a_store_is_opened(store: Store) -> None:
+    await store.commit(
+        add(message(1, b"12345"), message(2, b"123"), message(3, b"1", OTHER))
+    )
+    await store.commit(Changes(settled=[(DEST, 2)]))
+
+    contents = await store.open()
+
+    assert contents.waiting == {DEST: (1, 5), OTHER: (1, 1)}
+    assert contents.last_number >= 3
+
+
+async def test_an_empty_payload_counts_as_a_message(store: Store) -> None:
+    empty = Envelope(DEST, SRC, bytes(16), 0, b"", 0, number=1)
+    await store.commit(add(empty))
+
+    assert (await store.open()).waiting == {DEST: (1, 0)}
+    assert [e.payload for e in await store.pending(DEST, 0, 1)] == [b""]
+
+
+async def test_mailboxes_and_sessions_come_back_as_they_were_last(
+    store: Store,
+) -> None:
+    session = uuid4().bytes
+    ada = MailboxRecord(DEST, True, "Ada Ünïcode", ("m.Derived", "m.Base"), creator="u")
+    user = MailboxRecord(OTHER, False)
+    await store.commit(
+        Changes(mailboxes={DEST: ada, OTHER: user}, sessions={session: 5})
+    )
+    ada.epoch, ada.incarnation, ada.terminated = 3, b"incarnation", True
+    await store.commit(Changes(mailboxes={DEST: ada}, sessions={session: 9}))
+
+    contents = await store.open()
+
+    assert sorted(contents.mailboxes, key=lambda r: r.agent) == [user, ada]
+    assert contents.sessions == {session: 9}
+
+
+async def test_nothing_to_write_is_fine(store: Store) -> None:
+    changes = Changes()
+    assert not changes
+    await store.commit(changes)
+    assert (await store.open()).last_number == 0
+
+
+async def test_closing_twice_is_fine(store: Store) -> None:
+    await store.close()
+    await store.close()
+
+
+# --- those that outlive their process
+
+
+def size_of_log(path: Path) -> int:
+    return Path(f"{path}-wal").stat().st_size
+
+
+def in_new_folder(path: Path) -> Path:
+    path.parent.mkdir()
+    return path
+
+
+async def test_everything_is_there_when_a_file_is_opened_again(
+    make: Callable[[], SqliteStore],
+) -> None:
+    record = MailboxRecord(DEST, True, "Ada", ("m.A",), 2, b"i" * 16, False, "u")
+    first = make()
+    await first.open()
+    await first.commit(
+        Changes({DEST: record}, [message(1), message(4, lease=2)], sessions={SRC: 12})
+    )
+    await first.close()
+
+    second = make()
+    contents = await second.open()
+
+    assert contents.mailboxes == [record]
+    assert contents.sessions == {SRC: 12}
+    assert contents.waiting == {DEST: (2, 18)}
+    assert contents.last_number == 4
+    assert [e.lease for e in await second.pending(DEST, 0, 9)] == [0, 2]
+    await second.close()
+
+
+async def test_a_transaction_that_fails_leaves_nothing_behind(
+    make: Callable[[], SqliteStore],
+) -> None:
+    store = make()
+    await store.open()
+    await store.commit(add(message(1)))
+
+    with pytest.raises(StorageError, match=r"cannot write .*exchange\.db.*UNIQUE"):
+        await store.commit(Changes(added=[message(2), message(1)], sessions={SRC: 3}))
+    with pytest.raises(StorageError, match="cannot write"):
+        await store.commit(Changes(added=[message(3)], sessions={SRC: 1 << 64}))
+
+    await store.commit(add(message(4)))
+    assert await numbers(store) == [1, 4]
+    assert (await store.open()).sessions == {}
+    await store.close()
+
+
+async def test_a_file_that_is_in_use_is_refused_by_name(
+    make: Callable[[], SqliteStore], path: Path
+) -> None:
+    store, second = make(), make()
+    await store.open()
+
+    with pytest.raises(StorageError) as refused:
+        await second.open()
+    assert str(refused.value) == (
+        f"{path} is in use by another exchange: stop that one first, or configure "
+        "another path."
+    )
+    await second.close()
+
+    await store.commit(add(message(1)))
+    await store.close()
+    await second.open()
+    assert await numbers(second) == [1]
+    await second.close()
+
+
+async def test_a_store_is_opened_again_while_it_is_open(
+    make: Callable[[], SqliteStore],
+) -> None:
+    store = make()
+    await store.open()
+    await store.commit(add(message(1)))
+
+    assert (await store.open()).last_number == 1
+    await store.close()
+
+
+async def test_a_closed_store_takes_nothing(make: Callable[[], SqliteStore]) -> None:
+    store = make()
+    await store.open()
+    await store.close()
+
+    with pytest.raises(StorageError, match="is closed"):
+        await store.commit(add(message(1)))
+    with pytest.raises(StorageError, match="is closed"):
+        await store.pending(DEST, 0, 1)
+
+
+async def test_only_the_owner_can_read_the_files(
+    make: Callable[[], SqliteStore], path: Path
+) -> None:
+    store = make()
+    await store.open()
+    await store.commit(add(message(1)))
+
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in path.parent.iterdir()}
+    await store.close()
+
+    assert {"exchange.db", "exchange.db-wal", "exchange.db.lock"} <= set(modes)
+    assert set(modes.values()) == {0o600}
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+async def test_a_file_of_another_version_is_refused_by_name(
+    make: Callable[[], SqliteStore], path: Path
+) -> None:
+    with sqlite3.connect(in_new_folder(path)) as db:
+        db.execute("pragma user_version=99")
+    db.close()
+
+    store = make()
+    with pytest.raises(StorageError, match=r"exchange\.db was written by another .*99"):
+        await store.open()
+    await store.close()
+
+
+async def test_a_file_that_is_no_database_is_refused_by_name(
+    make: Callable[[], SqliteStore], path: Path
+) -> None:
+    in_new_folder(path).write_bytes(b"This is a text file, not a database. " * 100)
+
+    store = make()
+    with pytest.raises(StorageError, match=r"cannot open .*exchange\.db: .*database"):
+        await store.open()
+    await store.close()
+
+
+async def test_the_log_is_written_over_when_it_has_been_copied(
+    make: Callable[[], SqliteStore], path: Path
+) -> None:
+    """Otherwise it would grow for ever."""
+    store = make()
+    await store.open()
+    payload = bytes(20_000)
+    sizes = []
+    for number in range(1, 4097):
+        settled = [(DEST, number - 1)]
+        await store.commit(Changes(added=[message(number, payload)], settled=settled))
+        if number % 1024 == 0:
+            sizes.append(size_of_log(path))
+            checkpoint = store._checkpoint
+            assert checkpoint is not None
+            await asyncio.wait([checkpoint])
+
+    assert [e.payload for e in await store.pending(DEST, 0, 2)] == [payload]
+    await store.close()
+    assert sizes[0] > 20_000_000
+    assert sizes[-1] < sizes[0] * 1.5

@@ -1,0 +1,140 @@
+"""A hosted exchange as a process that a test stops, kills and starts again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from academy.exchange import HttpExchangeFactory
+from academy.exchange.cloud.auth import TokenAuthority
+from academy.exchange.cloud.config import AuthConfig
+
+START_TIMEOUT = 60.0
+
+
+def free_port() -> int:
+    """Find a port that nobody has, nor is given by chance for a connection outward.
+
+    One of the range that the kernel gives away might be in use when the server that
+    listened on it starts again.
+    """
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+class ExchangeServer:
+    """`python -m academy.exchange.cloud --config ...` on a port that it keeps.
+
+    Args:
+        folder: for its configuration, database and log.
+        sections: of the configuration, for example `limits={"max_message_bytes": 9}`.
+    """
+
+    def __init__(self, folder: Path, **sections: dict[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        self.database = folder / "exchange.db"
+        self.config_file = folder / "exchange.toml"
+        self.log = folder / "exchange.log"
+        self.key_file = folder / "key"
+        sections = {
+            "auth": {"key_file": str(self.key_file)},
+            "backend": {"path": str(self.database)},
+            **sections,
+        }
+        lines = [f"port = {self.port}"]
+        for name, section in sections.items():
+            lines.append(f"[{name}]")
+            lines += [f"{key} = {json.dumps(value)}" for key, value in section.items()]
+        self.config_file.write_text("\n".join(lines))
+        self.process: subprocess.Popen[str] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def authority(self) -> TokenAuthority:
+        authority = AuthConfig(key_file=self.key_file).authority()
+        assert isinstance(authority, TokenAuthority)
+        return authority
+
+    def factory(self, port: int | None = None, **options: Any) -> HttpExchangeFactory:
+        """Make a factory, at the port of a proxy if one is given."""
+        url = f"http://127.0.0.1:{port or self.port}"
+        options.setdefault("token", self.authority.user_token("tester"))
+        return HttpExchangeFactory(url, **options)
+
+    def start(self, *arguments: str) -> None:
+        """Start it and wait until it listens."""
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "academy.exchange.cloud"),
+                    *("--config", str(self.config_file), *arguments),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, "ACADEMY_HOME": str(self.log.parent / "home")},
+            )
+        assert self.process.stdout is not None
+        watchdog = threading.Timer(START_TIMEOUT, self.process.kill)
+        watchdog.start()
+        line = self.process.stdout.readline()
+        watchdog.cancel()
+        watchdog.join()
+        assert line.strip() == self.url, self.log.read_text()
+
+    def kill(self) -> None:
+        """End it without a chance to do anything about it."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """Ask it to end; return its exit code."""
+        return self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> int:
+        process, self.process = self.process, None
+        assert process is not None
+        process.send_signal(number)
+        code = process.wait()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            pipe.close()
+        return code
+
+    async def restart(self) -> None:
+        """Kill it and start it again on what it has stored."""
+        await asyncio.to_thread(self.kill)
+        await asyncio.to_thread(self.start)
+
+    def __enter__(self) -> ExchangeServer:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.process is not None:
+            self.kill()

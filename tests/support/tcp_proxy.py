@@ -1,0 +1,134 @@
+"""A network that fails: a TCP proxy that cuts, stalls and delays connections."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Self
+
+CHUNK = 65_536
+
+
+class TcpProxy:
+    """Forwards connections to a port of this machine, for as long as it likes.
+
+    Attributes:
+        port: where it listens.
+        delay: seconds that each piece of data takes in either direction.
+        budget: bytes that each new connection lives for, both directions taken
+            together; None is for ever.
+        accepted: connections so far.
+    """
+
+    def __init__(self, target: int) -> None:
+        self.port = 0
+        self.delay = 0.0
+        self.budget: int | None = None
+        self.accepted = 0
+        self._target = target
+        self._open = asyncio.Event()
+        self._open.set()
+        self._connections: set[_Connection] = set()
+        self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        ending = list(self._connections)
+        self.cut()
+        for connection in ending:
+            await connection.ended.wait()
+        await self._server.wait_closed()
+
+    def cut(self) -> int:
+        """Break every connection, what is under way included; return how many."""
+        connections, self._connections = self._connections, set()
+        for connection in connections:
+            connection.abort()
+        return len(connections)
+
+    def stall(self) -> None:
+        """Forward nothing any more, as a dead switch would do."""
+        self._open.clear()
+
+    def resume(self) -> None:
+        """Forward again what has been kept meanwhile."""
+        self._open.set()
+
+    async def _accept(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.accepted += 1
+        connection = _Connection(writer, self.budget)
+        self._connections.add(connection)
+        try:
+            await self._serve(connection, reader, writer)
+        finally:
+            connection.abort()
+            self._connections.discard(connection)
+            connection.ended.set()
+
+    async def _serve(
+        self,
+        connection: _Connection,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        try:
+            far = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            return
+        connection.writers.append(far[1])
+        if connection.aborted:
+            return
+        ways = [
+            asyncio.create_task(self._forward(connection, reader, far[1])),
+            asyncio.create_task(self._forward(connection, far[0], writer)),
+            connection.abortion,
+        ]
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        for way in ways[:2]:
+            way.cancel()
+        await asyncio.wait(ways[:2])
+
+    async def _forward(
+        self,
+        connection: _Connection,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        with suppress(OSError):
+            while data := await reader.read(CHUNK):
+                if self.delay:
+                    await asyncio.sleep(self.delay)
+                await self._open.wait()
+                if connection.budget is not None:
+                    data = data[: connection.budget]
+                    connection.budget -= len(data)
+                writer.write(data)
+                await writer.drain()
+                if connection.budget == 0:
+                    return
+
+
+class _Connection:
+    """One connection that is forwarded."""
+
+    def __init__(self, writer: asyncio.StreamWriter, budget: int | None) -> None:
+        self.writers = [writer]
+        self.budget = budget
+        self.aborted = False
+        self.abortion: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ended = asyncio.Event()
+
+    def abort(self) -> None:
+        self.aborted = True
+        for writer in self.writers:
+            writer.transport.abort()
+        if not self.abortion.done():
+            self.abortion.set_result(None)
