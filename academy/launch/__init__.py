@@ -74,6 +74,7 @@ def run_agent(spec: AgentSpec | bytes) -> None:
         Exception: whatever ended the agent; it is sure to pickle.
     """
     try:
+        _check_no_loop_is_running()
         if isinstance(spec, bytes):
             spec = AgentSpec.unpack(spec)
         with log_context(spec.log_config), new_runner() as runner:
@@ -86,6 +87,16 @@ def run_agent(spec: AgentSpec | bytes) -> None:
         if raised is error:
             raise
         raise raised from None
+
+
+def _check_no_loop_is_running() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(
+        "run_agent needs a thread of its own, and in this one an event loop is running."
+    )
 
 
 async def run_agent_here(spec: AgentSpec) -> None:

@@ -126,6 +126,8 @@ class Manager:
     ) -> None:
         with contextlib.suppress(ValueError):  # entered in another context
             exchange_context.reset(self._context_tokens.pop())
+        if self._closed:  # by the body, which may have chosen to keep the client
+            return
         try:
             await self.close()
         except Exception as failure:

@@ -8,8 +8,16 @@ from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from academy.executors.futures import is_standard_pool
+
 if TYPE_CHECKING:
     from academy.manager.launched import LaunchedAgent
+
+STOP_PATIENCE = 10.0
+"""Seconds that an exchange may take to pass on that an agent is to shut down."""
+
+STEP_PATIENCE = 5.0
+"""Seconds for one step of a shutdown, when there is a hurry."""
 
 
 async def close_all(
@@ -31,15 +39,17 @@ async def close_all(
         hurry = True
     # An agent that could not be asked to shut down keeps its worker.
     hurry = hurry or bool(errors)
-    steps: list[Callable[[], Awaitable[None]]] = []
     if close_client is not None:
-        steps.append(close_client)
-    steps += [functools.partial(_shut_down, executor, hurry) for executor in executors]
-    for step in steps:
         try:
-            await step()
-        except BaseException as error:  # the other steps must be taken as well
+            await close_client()
+        except BaseException as error:  # the executors must be shut down as well
             errors.append(error)
+    # All at once: one executor may wait for tasks that another one has given it.
+    outcomes = await asyncio.gather(
+        *(_shut_down(executor, hurry) for executor in executors),
+        return_exceptions=True,
+    )
+    errors += [outcome for outcome in outcomes if outcome is not None]
     for fatal in errors:
         if not isinstance(fatal, Exception):
             raise fatal
@@ -54,21 +64,40 @@ async def _end_agents(launched: Iterable[LaunchedAgent]) -> list[BaseException]:
     tasks = [one.task for one in running]
     try:
         outcomes = await asyncio.gather(
-            *(one.stop(None) for one in running), return_exceptions=True
+            *(_stop(one) for one in running), return_exceptions=True
         )
-        for task, outcome in zip(tasks, outcomes, strict=True):
-            if outcome is not None:
-                task.cancel()
+        unaware = [t for t, e in zip(tasks, outcomes, strict=True) if e is not None]
+        await _insist(unaware)
         await asyncio.wait(tasks)
     except asyncio.CancelledError:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+        await _insist(tasks)
         raise
     return [outcome for outcome in outcomes if outcome is not None]
 
 
+async def _stop(one: LaunchedAgent) -> None:
+    try:
+        async with asyncio.timeout(STOP_PATIENCE):
+            await one.stop(None)
+    except TimeoutError:
+        raise TimeoutError(
+            f"{one.agent_id} could not be asked to shut down: the exchange does not "
+            f"answer within {STOP_PATIENCE} seconds."
+        ) from None
+
+
+async def _insist(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended, since each time ends one step of theirs."""
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=STEP_PATIENCE)
+
+
 async def _shut_down(executor: Executor, hurry: bool) -> None:
+    if hurry:
+        _signal_workers(executor)
     shutdown = functools.partial(
         executor.shutdown, wait=not hurry, cancel_futures=hurry
     )
@@ -78,6 +107,16 @@ async def _shut_down(executor: Executor, hurry: bool) -> None:
         await asyncio.get_running_loop().run_in_executor(thread, shutdown)
     finally:
         thread.shutdown(wait=False)
+
+
+def _signal_workers(executor: Executor) -> None:
+    """Have the agents in a process pool shut down without a word from the exchange.
+
+    The program would otherwise wait for them when it exits.
+    """
+    if is_standard_pool(executor):
+        for process in list((getattr(executor, "_processes", None) or {}).values()):
+            process.terminate()
 
 
 def take_failures(launched: Iterable[LaunchedAgent]) -> list[BaseException]:

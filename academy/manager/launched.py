@@ -25,6 +25,7 @@ from academy.exception import (
 )
 from academy.executors.futures import end_of, is_standard_pool, withdraw
 from academy.launch import AgentSpec, run_agent, run_agent_here
+from academy.launch.ending import portable_error
 from academy.launch.spec import check_pickles, pack_agent
 
 if TYPE_CHECKING:
@@ -217,7 +218,10 @@ class LaunchedAgent:
                 run += 1
             if error is not None:
                 logger.warning("%s failed: %r", self.agent_id, error)
-                await self._end_mailbox(self._request.config.terminate_on_error)
+                if not self._is_about_us(
+                    error, SupersededError
+                ):  # else it has an owner
+                    await self._end_mailbox(self._request.config.terminate_on_error)
                 raise error
         finally:
             # What the agent was made of can be large, and is not needed any more.
@@ -232,18 +236,22 @@ class LaunchedAgent:
             else:
                 await end_of(self._future)
                 self._future.result()
-        except FutureCancelledError:
-            if self._stopping:  # it never ran, so nobody has done this
-                await self._end_mailbox(self._request.config.terminate_on_success)
-                return None
+        except (Exception, SystemExit) as error:
+            if self._future is not None and self._future.cancelled():
+                return await self._never_ran()
+            # An agent's sys.exit() is not to end the program that launched it.
+            return error if isinstance(error, Exception) else portable_error(error)
+        finally:
+            self._future = None
+        return None
+
+    async def _never_ran(self) -> Exception | None:
+        if not self._stopping:
             return FutureCancelledError(
                 f'Executor "{self.executor_name}" cancelled {self.agent_id} before it '
                 "started."
             )
-        except Exception as error:
-            return error
-        finally:
-            self._future = None
+        await self._end_mailbox(self._request.config.terminate_on_success)
         return None
 
     def _spec(self, run: int) -> AgentSpec:
@@ -279,10 +287,16 @@ class LaunchedAgent:
         if self._stopping or runs > self._retry.max_retries:
             return False
         # Whose mailbox is gone, or belongs to another incarnation, has no way back.
-        gone = (BadEntityIdError, MailboxTerminatedError, SupersededError)
-        if isinstance(error, gone) and error.uid == self.agent_id:
+        if self._is_about_us(error, BadEntityIdError, MailboxTerminatedError):
+            return False
+        if self._is_about_us(error, SupersededError):
             return False
         return not _is_broken_for_good(self._request.executor, error)
+
+    def _is_about_us(self, error: BaseException, *kinds: type[Exception]) -> bool:
+        if isinstance(error, BaseExceptionGroup):
+            return any(self._is_about_us(one, *kinds) for one in error.exceptions)
+        return isinstance(error, kinds) and getattr(error, "uid", None) == self.agent_id
 
     async def _wait_to_retry(self, error: Exception, failures: int) -> None:
         delay = self._retry.delay(failures)
