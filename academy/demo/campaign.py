@@ -37,7 +37,7 @@ def run(settings: Settings, output: Path, console: Console) -> int:
     not reached, else 0.
     """
     with make_executor(settings) as executor, hosted_exchange(settings) as factory:
-        console.print(opening_lines(settings, factory))
+        console.print(opening_lines(settings, factory), markup=False)
         with progress_shown(settings, console) as show:
             results = asyncio.run(run_on_workers(settings, factory, executor, show))
     summary = report.summarise(results)
