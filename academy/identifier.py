@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 from uuid import UUID, uuid4
 
@@ -76,7 +77,8 @@ EntityId: TypeAlias = AgentId[Any] | UserId
 """Any owner of a mailbox."""
 
 
+@lru_cache(maxsize=16_384)
 def entity_id(role_is_agent: bool, uid: bytes, name: str | None = None) -> EntityId:
-    """Rebuild an id from its 16 bytes, without validation: a hot path uses it."""
+    """Rebuild an id from its 16 bytes, without validation: every message has one."""
     kind = AgentId if role_is_agent else UserId
     return kind.model_construct(uid=UUID(bytes=uid), name=name)

@@ -336,7 +336,7 @@ class AgentExchangeClient(ExchangeClient):
         except Exception as error:
             self._handler_failed(request, error)
             return
-        if inspect.isawaitable(result):
+        if result is not None and inspect.isawaitable(result):
             task = asyncio.ensure_future(self._handled(request, result))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

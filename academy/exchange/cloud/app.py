@@ -115,6 +115,7 @@ def _refusal(status: int, error: AcademyError) -> web.Response:
 
 
 Method = Callable[["Connection", dict[str, Any], Credentials], Coroutine[Any, Any, Any]]
+Call = tuple[int, Method, dict[str, Any]]
 
 
 class Connection:
@@ -122,6 +123,9 @@ class Connection:
 
     A client speaks for the mailboxes that it has attached, each opened with the
     mailbox's own token; `_credentials` keeps what each of them may do.
+
+    Invariant: `_stored` is the sequence number up to which all is stored, or 0 when
+    the client has been told; `_awaited` says that it waits to be told of the latest.
     """
 
     def __init__(
@@ -134,7 +138,9 @@ class Connection:
         self._server = server
         self._broker = server.broker
         self._ws = ws
-        self._writer = Writer(ws.send_bytes)
+        self._writer = Writer(ws.send_bytes, self._confirmation)
+        self._stored = 0
+        self._awaited = False
         self._user = credentials
         self._credentials: dict[bytes, Credentials] = {}
         self._session = self._broker.connect(session, self)
@@ -159,16 +165,7 @@ class Connection:
                     raise ProtocolError(
                         f"a {message.type.name} message is not expected"
                     )
-                for kind, record in protocol.records(message.data):
-                    if kind == protocol.SEND:
-                        self._take(record)
-                    elif kind == protocol.RECEIPT:
-                        count = protocol.read_count(record)
-                        broker.acknowledge(self._session, count)
-                    elif kind == protocol.CALL:
-                        await self._call(record)
-                    else:
-                        raise ProtocolError(f"records of kind {kind} come from servers")
+                await self._work_off(message.data)
         except ProtocolError as error:
             logger.warning("closed the connection of %s: %s", self._user.subject, error)
             await self.close(WSCloseCode.PROTOCOL_ERROR, str(error))
@@ -177,6 +174,32 @@ class Connection:
             writing.cancel()
             with suppress(asyncio.CancelledError):
                 await writing
+
+    async def _work_off(self, data: bytes) -> None:
+        calls: list[Call] = []
+        for count, (kind, record) in enumerate(protocol.records(data), 1):
+            if kind == protocol.CALL:
+                number, content = protocol.read_numbered(record)
+                method = _method(content)
+                # Calls of one method share a turn of the broker: a thousand agents
+                # that attach are a thousand calls.
+                if calls and calls[0][1] is not method:
+                    await self._answer(calls)
+                calls.append((number, method, content))
+                continue
+            if calls:
+                await self._answer(calls)
+            if kind == protocol.SEND:
+                self._take(record)
+            elif kind == protocol.RECEIPT:
+                received = protocol.read_count(record)
+                self._broker.acknowledge(self._session, received)
+            else:
+                raise ProtocolError(f"records of kind {kind} come from servers")
+            if not count % protocol.BURST:
+                await asyncio.sleep(0)
+        if calls:
+            await self._answer(calls)
 
     async def _write(self) -> None:
         with suppress(ConnectionError):  # the reading side learns of it as well
@@ -192,16 +215,26 @@ class Connection:
         _, _, flags, sequence, answers, dest, src, tag = _unpack(record)
         if sequence > _LARGEST_SEQUENCE:
             raise ProtocolError(f"there is no sequence number {sequence}")
+        if flags & protocol.AWAITED:
+            self._awaited = True
         payload = bytes(record[_HEAD:])
         envelope = Envelope(
             dest, src, tag, flags & _ADDRESS_FLAGS, payload, len(payload), answers
         )
         self._broker.post(self._session, sequence, envelope)
 
-    async def _call(self, record: memoryview) -> None:
-        number, content = protocol.read_numbered(record)
+    async def _answer(self, calls: list[Call]) -> None:
+        """Answer calls, in order, and forget them."""
+        answers = [self._answer_one(*call) for call in calls]
+        calls.clear()
+        for problem in await asyncio.gather(*answers, return_exceptions=True):
+            if problem is not None:
+                raise problem
+
+    async def _answer_one(
+        self, number: int, method: Method, content: dict[str, Any]
+    ) -> None:
         try:
-            method = _METHODS[content["method"]]
             # A client speaks as one of its mailboxes, or as whoever connected.
             speaker = self._credentials.get(bytes.fromhex(content.get("as", "")))
             result = await method(self, content, speaker or self._user)
@@ -215,7 +248,7 @@ class Connection:
         except _SENSELESS as error:
             raise ProtocolError(f"a call that makes no sense: {error!r}") from error
         self._writer.put(protocol.numbered(protocol.REPLY, number, reply))
-        if content["method"] == "attach":
+        if method is Connection._attach:
             uids = [UUID(item["uid"]).bytes for item in content["mailboxes"]]
             self._broker.start(self._session, uids)
 
@@ -311,7 +344,16 @@ class Connection:
         self._writer.put_parts(size + _HEAD, head, payload)
 
     def confirm(self, sequence: int) -> None:
-        self._writer.put(protocol.confirm(sequence))
+        self._stored = sequence
+        if self._awaited:
+            self._awaited = False
+            self._writer.put(self._confirmation())
+        else:
+            self._writer.later()
+
+    def _confirmation(self) -> bytes:
+        sequence, self._stored = self._stored, 0
+        return protocol.confirm(sequence) if sequence else b""
 
     def refuse(self, sequence: int, tag: bytes, error: AcademyError) -> None:
         self._writer.put(protocol.refuse(sequence, tag, error))
@@ -344,3 +386,10 @@ _METHODS: dict[str, Method] = {
     "stats": Connection._stats,
     "discover": Connection._discover,
 }
+
+
+def _method(content: Any) -> Method:
+    try:
+        return _METHODS[content["method"]]
+    except _SENSELESS as error:
+        raise ProtocolError(f"a call that makes no sense: {error!r}") from error

@@ -95,7 +95,7 @@ class Link:
         self._calls: dict[int, Call] = {}
         self._resuming = 0
         self._attached: dict[bytes, Attachment] = {}
-        self._entities: dict[bytes, EntityId] = {}
+        self._received = 0
         self._writer: Writer | None = None
         self._limit = 0
         self._error: AcademyError | None = None
@@ -216,16 +216,17 @@ class Link:
 
     async def _use(self, ws: aiohttp.ClientWebSocketResponse) -> str:
         """Work with a connection until it is lost; return why."""
-        writer = Writer(ws.send_bytes)
+        self._received = 0
+        writer = Writer(ws.send_bytes, self._receipt)
         writing = asyncio.create_task(_write(writer))
         try:
             async for message in ws:
                 if message.type is not aiohttp.WSMsgType.BINARY:
                     return f"a {message.type.name} message is not expected"
-                received = 0
-                for kind, record in protocol.records(message.data):
+                records = protocol.records(message.data)
+                for count, (kind, record) in enumerate(records, 1):
                     if kind == protocol.DELIVER:
-                        received += 1
+                        self._received += 1
                         self._deliver(record)
                     elif kind == protocol.CONFIRM:
                         self._outbox.confirm(protocol.read_confirm(record))
@@ -233,8 +234,10 @@ class Link:
                         self._resume(writer, protocol.read_json(record))
                     else:
                         self._learn(kind, record)
-                if received:
-                    writer.put(protocol.numbered(protocol.RECEIPT, received))
+                    if not count % protocol.BURST:
+                        await asyncio.sleep(0)
+                if self._received:
+                    writer.later()
             return f"closed with code {ws.close_code}"
         except ProtocolError as error:
             return str(error)
@@ -243,6 +246,11 @@ class Link:
             writing.cancel()
             await asyncio.wait([writing])
             await ws.close()
+
+    def _receipt(self) -> bytes:
+        """Return the record that says how much was received, if anything was."""
+        count, self._received = self._received, 0
+        return protocol.numbered(protocol.RECEIPT, count) if count else b""
 
     def _resume(self, writer: Writer, welcome: dict[str, Any]) -> None:
         """Take up the work where the last connection has left it."""
@@ -303,14 +311,9 @@ class Link:
         box = self._attached.get(dest)
         if box is None:
             return
-        source = self._entities.get(src)
-        if source is None:
-            if len(self._entities) > 100_000:
-                self._entities.clear()
-            source = self._entities[src] = entity_id(bool(flags & FROM_AGENT), src)
         box.inbox.deliver(
             Message(
-                source,
+                entity_id(bool(flags & FROM_AGENT), src),
                 box.mailbox_id,
                 tag,
                 data=record[_HEAD:],
@@ -380,6 +383,8 @@ class Link:
         content = {"method": method, **arguments}
         self._calls[number] = Call(content, done, self._outbox.last_sequence, then)
         if self._writer is not None:
+            # Receipts go before, since the call may let go of what they are about.
+            self._writer.put(self._receipt())
             self._writer.put(protocol.numbered(protocol.CALL, number, content))
         try:
             return await done
@@ -457,7 +462,7 @@ class Link:
             raise MessageTooLargeError(size + _HEAD, self._limit)
         head = protocol.message_head(
             protocol.SEND,
-            address_flags(message),
+            address_flags(message) | (protocol.AWAITED if stored else 0),
             self._outbox.last_sequence + 1,
             message.lease,
             message.dest.uid.bytes,

@@ -18,6 +18,9 @@ RECEIPT  client     count (4): so many more deliveries were received
 LOST     server     mailbox (16), JSON: error
 =======  =========  =========================================================
 
+CONFIRM and RECEIPT leave with other records, or alone a few milliseconds later: for
+themselves, they would wake the far side as often again as messages do.
+
 Sequence numbers count the messages of one session (a process's connection and the
 connections that replace it), so that what is sent again is recognised.
 """
@@ -45,6 +48,15 @@ WELCOME, CALL, REPLY, SEND, DELIVER, CONFIRM, REFUSE, RECEIPT, LOST = range(1, 1
 
 REDELIVERED = 128
 """Flag of a delivery that an earlier incarnation may have worked on."""
+AWAITED = 64
+"""Flag of a message whose sender waits until it is confirmed."""
+
+BURST = 64
+"""Records of one WebSocket message that are worked off before others get their turn.
+
+Otherwise a burst goes through client, server and agent as a whole, and two of them
+are idle while the third works.
+"""
 
 HEAD = struct.Struct("<IB")
 MESSAGE = struct.Struct("<IBBQQ16s16s16s")

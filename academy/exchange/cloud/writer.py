@@ -9,6 +9,8 @@ from academy.serialize import Part
 
 CHUNK_BYTES = 1_000_000
 """A WebSocket message is closed when it has reached this size."""
+LATE_SECONDS = 0.005
+"""How long a record that can wait for company waits for it."""
 
 
 class Writer:
@@ -19,10 +21,15 @@ class Writer:
 
     Args:
         send: sends one WebSocket message; an error of it ends the writer.
+        late: returns the record that can wait for company (see `later`), or nothing.
     """
 
-    def __init__(self, send: Callable[[bytes], Awaitable[None]]) -> None:
+    def __init__(
+        self, send: Callable[[bytes], Awaitable[None]], late: Callable[[], bytes]
+    ) -> None:
         self._send = send
+        self._late = late
+        self._timer: asyncio.TimerHandle | None = None
         self._parts: list[Part] = []
         self._size = 0
         self._chunks: list[list[Part]] = []
@@ -39,6 +46,23 @@ class Writer:
         """Queue one record of `size` bytes that comes in several buffers."""
         self._parts.extend(parts)
         self._queued(size)
+
+    def later(self) -> None:
+        """Ask for `late` with the next WebSocket message, or soon if there is none.
+
+        What only says that something has arrived need not wake the far side.
+        """
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(LATE_SECONDS, self._late_is_due)
+
+    def _late_is_due(self) -> None:
+        self._timer = None
+        self._put_late()
+
+    def _put_late(self) -> None:
+        if record := self._late():
+            self.put(record)
 
     def _queued(self, size: int) -> None:
         self._size += size
@@ -58,6 +82,7 @@ class Writer:
         """Send what is queued until cancelled."""
         while True:
             await self._wake.wait()
+            self._put_late()
             chunks, self._chunks = self._chunks, []
             if self._parts:
                 chunks.append(self._parts)

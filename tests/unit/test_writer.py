@@ -1,0 +1,88 @@
+"""The writer of a WebSocket: what leaves together, and what can wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from academy.exchange.cloud.writer import CHUNK_BYTES, Writer
+
+
+class Wire:
+    """What was sent, one item per WebSocket message."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.late = b""
+        self.writer = Writer(self._send, self._take_late)
+
+    async def _send(self, data: bytes) -> None:
+        self.sent.append(data)
+
+    def _take_late(self) -> bytes:
+        late, self.late = self.late, b""
+        return late
+
+
+@pytest.fixture
+async def wire() -> AsyncIterator[Wire]:
+    wire = Wire()
+    running = asyncio.create_task(wire.writer.run())
+    yield wire
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def test_what_is_put_in_one_turn_leaves_together(wire: Wire) -> None:
+    wire.writer.put(b"one ")
+    wire.writer.put_parts(4, b"t", b"wo ")
+    await wire.writer.flushed()
+    wire.writer.put(b"three")
+    await wire.writer.flushed()
+    assert wire.sent == [b"one two ", b"three"]
+
+
+async def test_a_large_record_closes_its_message(wire: Wire) -> None:
+    large = bytes(CHUNK_BYTES)
+    for record in (b"one", large, b"two"):
+        wire.writer.put(record)
+    await wire.writer.flushed()
+    assert wire.sent == [b"one" + large, b"two"]
+
+
+async def test_what_can_wait_leaves_behind_the_next_record(wire: Wire) -> None:
+    wire.late = b" late"
+    wire.writer.later()
+    wire.writer.put(b"one")
+    await wire.writer.flushed()
+    assert wire.sent == [b"one late"]
+
+
+async def test_what_can_wait_leaves_by_itself_when_nothing_else_does() -> None:
+    sent: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def send(data: bytes) -> None:
+        sent.set_result(data)
+
+    records = [b"late"]
+    writer = Writer(send, lambda: records.pop() if records else b"")
+    running = asyncio.create_task(writer.run())
+    writer.later()
+    writer.later()
+    assert await sent == b"late"
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def test_nothing_is_sent_when_there_is_nothing_late_any_more(wire: Wire) -> None:
+    wire.late = b"late"
+    wire.writer.later()
+    wire.writer.put(b"one ")
+    await wire.writer.flushed()
+    wire.late = b"later"
+    wire.writer.later()
+    wire.writer.put(b"two ")
+    await wire.writer.flushed()
+    assert wire.sent == [b"one late", b"two later"]
