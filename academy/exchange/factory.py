@@ -46,6 +46,10 @@ class ExchangeFactory(abc.ABC):
         """
         return self
 
+    def on_behalf_of(self, registration: AgentRegistration[Any]) -> Self:
+        """Return a factory whose clients may do what a registered agent may."""
+        return self
+
     async def create_user_client(
         self, name: str | None = None, start_listener: bool = True
     ) -> UserExchangeClient:

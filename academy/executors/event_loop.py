@@ -212,6 +212,8 @@ class _Relays:
         key = pickle.dumps(factory), pickle.dumps(sorted(submit_kwargs.items()))
         if key not in self._groups:
             self._groups[key] = HostGroup(
-                self._executor._hosting, factory, submit_kwargs
+                self._executor._hosting,
+                factory.on_behalf_of(spec.registration),
+                submit_kwargs,
             )
         return self._groups[key]

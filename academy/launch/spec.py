@@ -73,7 +73,10 @@ class AgentSpec:
             agent = pack_agent(agent, self.args, self.kwargs)
         check_pickles(self.exchange_factory, "the exchange")
         check_pickles(self.log_config, "log_config")
-        packed = dumps(replace(self, agent=agent, args=(), kwargs={}))
+        factory = self.exchange_factory.for_agents()
+        packed = dumps(
+            replace(self, agent=agent, args=(), kwargs={}, exchange_factory=factory)
+        )
         return pickle.dumps((_versions(), packed), 5)
 
     @classmethod

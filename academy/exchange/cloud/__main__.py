@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 
@@ -20,15 +21,19 @@ from academy.exchange.cloud.credentials import forget, remember
 
 logger = logging.getLogger("academy.exchange.cloud")
 
+WILDCARDS = ("0.0.0.0", "::", "")
+PARENT_INTERVAL = 0.5
+"""Seconds between two looks at whether the parent is still there."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run an exchange until SIGTERM or SIGINT; return the exit code."""
     parser = argparse.ArgumentParser("python -m academy.exchange.cloud")
     parser.add_argument("--config", help="a TOML file (see configs/exchange.toml)")
     parser.add_argument(
-        "--until-stdin-closes",
+        "--until-parent-ends",
         action="store_true",
-        help="stop when standard input ends, so that nothing outlives the parent",
+        help="stop when the process that has started this one is gone",
     )
     options = parser.parse_args(arguments)
     try:
@@ -39,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
             level=config.logger.level,
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         )
-        run_loop(serve(config, options.until_stdin_closes))
+        run_loop(serve(config, options.until_parent_ends))
     except (OSError, ValueError, StorageError) as error:
         print(f"The exchange cannot run: {error}", file=sys.stderr)
         return 1
@@ -56,14 +61,13 @@ def run_loop(work: object) -> None:
     run(work)
 
 
-async def serve(config: ExchangeServingConfig, until_stdin_closes: bool) -> None:
+async def serve(config: ExchangeServingConfig, until_parent_ends: bool) -> None:
     """Serve until told to stop; prints the address once it is listening."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    if until_stdin_closes:
-        loop.add_reader(sys.stdin, _check_stdin, stop)
+    watch = loop.create_task(_watch_parent(stop)) if until_parent_ends else None
     runner = web.AppRunner(create_app(config), access_log=None, shutdown_timeout=5)
     await runner.setup()
     try:
@@ -76,31 +80,51 @@ async def serve(config: ExchangeServingConfig, until_stdin_closes: bool) -> None
                 "Choose another port, or 0 for any free one."
             ) from error
         url = f"http://{_visible(config.host)}:{runner.addresses[0][1]}"
+        names = [url, *_other_names(config.host, url)]
         if token := config.auth.user_token():
-            remember(url, token=token)
+            for name in names:
+                remember(name, token=token)
         else:
             logger.warning("INSECURE: everybody who reaches %s may do everything", url)
         logger.info("exchange at %s, backend %s", url, config.backend.kind)
         print(url, flush=True)
         await stop.wait()
         logger.info("stopping")
-        forget(url)
+        for name in names:
+            forget(name)
     finally:
+        if watch is not None:
+            watch.cancel()
         await runner.cleanup()
 
 
-def _check_stdin(stop: asyncio.Event) -> None:
-    if not os.read(sys.stdin.fileno(), 4096):
-        stop.set()
+async def _watch_parent(stop: asyncio.Event) -> None:
+    """Stop when this process is handed to another parent.
+
+    A pipe would not do: children that the parent has forked hold its end open.
+    """
+    parent = os.getppid()
+    while os.getppid() == parent:
+        await asyncio.sleep(PARENT_INTERVAL)
+    stop.set()
 
 
 def _visible(host: str) -> str:
-    """Return the address under which others reach what listens on `host`."""
-    if host in ("0.0.0.0", "::", ""):
-        from academy.socket import address_by_hostname
-
-        return address_by_hostname()
+    """Return the name under which others reach what listens on `host`."""
+    if host in WILDCARDS:
+        return socket.gethostname()
     return f"[{host}]" if ":" in host else host
+
+
+def _other_names(host: str, url: str) -> list[str]:
+    """Return the other urls by which programs may know an exchange on all addresses."""
+    if host not in WILDCARDS:
+        return []
+    from academy.socket import address_by_hostname
+
+    port = url.rpartition(":")[2]
+    hosts = {socket.getfqdn(), address_by_hostname(), "localhost", "127.0.0.1"}
+    return sorted({f"http://{name}:{port}" for name in hosts} - {url})
 
 
 if __name__ == "__main__":

@@ -86,6 +86,10 @@ class HttpExchangeFactory(ExchangeFactory):
         """Return a factory without the user's token."""
         return self.with_token(None)
 
+    def on_behalf_of(self, registration: AgentRegistration[Any]) -> Self:
+        """Return a factory with the agent's token, unless there is a user's here."""
+        return self if self.find_token() else self.with_token(registration.token)
+
     def find_token(self) -> str | None:
         """Return the token to use, if there is one to be found."""
         return self._token or find_token(self.url)
@@ -96,12 +100,8 @@ class HttpExchangeFactory(ExchangeFactory):
         *,
         name: str | None = None,
     ) -> HttpExchangeTransport:
-        token = self.find_token()
-        factory = self
-        if registration is not None and token is None:
-            # On a compute node the agent's own token is all there is.
-            token = registration.token
-            factory = self.with_token(token)
+        factory = self if registration is None else self.on_behalf_of(registration)
+        token = factory.find_token()
         link = await acquire(self, token)
         transport = HttpExchangeTransport(factory, link)
         try:

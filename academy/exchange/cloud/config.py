@@ -46,7 +46,10 @@ class AuthConfig(_Section):
         """Make the authority that this section describes."""
         if self.method == "none":
             return OpenAuthority()
-        return TokenAuthority(signing_key(self.key_file), self.token_lifetime)
+        return TokenAuthority(
+            signing_key(self.key_file and self.key_file.expanduser()),
+            self.token_lifetime,
+        )
 
     def user_token(self) -> str | None:
         """Issue a token for the user who runs the exchange; None if none is needed."""

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from academy.exception import ExchangeConnectionError
 from academy.exchange.cloud.client import HttpExchangeFactory
@@ -58,8 +57,8 @@ def spawn_http_exchange(
         token = auth.user_token()
         command = [sys.executable, "-m", "academy.exchange.cloud"]
         process = subprocess.Popen(
-            [*command, "--config", str(config), "--until-stdin-closes"],
-            stdin=subprocess.PIPE,
+            [*command, "--config", str(config), "--until-parent-ends"],
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,  # Ctrl-C is for this process, which ends the other
@@ -87,10 +86,9 @@ def _first_line(process: subprocess.Popen[str], timeout: float) -> str:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    pipes: list[IO[str] | None] = [process.stdin, process.stdout]
-    for pipe in pipes:
-        if pipe is not None:
-            pipe.close()
+    process.terminate()
+    if process.stdout is not None:
+        process.stdout.close()
     try:
         process.wait(10)
     except subprocess.TimeoutExpired:
