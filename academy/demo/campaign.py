@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -36,7 +36,11 @@ def run(settings: Settings, output: Path, console: Console) -> int:
     The status is 1 if a minimum is published for this number of atoms and was
     not reached, else 0.
     """
-    with make_executor(settings) as executor, hosted_exchange(settings) as factory:
+    with ExitStack() as stack:
+        executor = make_executor(settings)
+        # The manager does this in good order; here it is for when that was cut short.
+        stack.callback(executor.shutdown, cancel_futures=True)
+        factory = stack.enter_context(hosted_exchange(settings))
         console.print(opening_lines(settings, factory), markup=False)
         with progress_shown(settings, console) as show:
             results = asyncio.run(run_on_workers(settings, factory, executor, show))
