@@ -4,6 +4,7 @@
 SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
+SLURM := slurmctld slurmd slurm-client munge iproute2 util-linux
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 ARGS ?=
 
@@ -18,6 +19,7 @@ demo: $(VENV)/.demo ## Run the example campaign: agents that find the best clust
 	$(BIN)/academy demo $(ARGS)
 
 test: $(VENV)/.dev ## Run the tests
+	@scripts/debian-packages "tests on a real Slurm (marked hpc)" $(SLURM) || true
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.dev ## Check format, lint rules and the layers of imports

@@ -5,9 +5,9 @@ of them a host of its own, which sees the login node and its fellow nodes and no
 else. `PBS_COMMANDS` is a directory with OpenPBS's commands over either.
 """
 
-from tests.support.slurm.cluster import DEBIAN_PACKAGES, SlurmLab
+from tests.support.slurm.cluster import SlurmLab
 from tests.support.slurm.hosts import NetnsLab
 from tests.support.slurm.pbs import PBS_COMMANDS
 from tests.support.slurm.polling import until
 
-__all__ = ["DEBIAN_PACKAGES", "PBS_COMMANDS", "NetnsLab", "SlurmLab", "until"]
+__all__ = ["PBS_COMMANDS", "NetnsLab", "SlurmLab", "until"]
