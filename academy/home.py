@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 
@@ -69,3 +70,35 @@ def write_private(path: str | os.PathLike[str], content: str | bytes) -> Path:
         os.unlink(temporary)
         raise
     return path
+
+
+NETWORK_FILE_SYSTEMS = frozenset(
+    ["afs", "autofs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "panfs", "pvfs2", "smb3", "smbfs", "wekafs", "9p"]
+)
+
+
+def local_directory(shared: Collection[str] = NETWORK_FILE_SYSTEMS) -> Path:
+    """Return the home, or a directory on a local disk where the home is not on one.
+
+    Files that several machines must not share go there: `/var/tmp` survives reboots.
+
+    Args:
+        shared: types of file systems that several machines may use at once.
+    """
+    home = get_academy_home()
+    if _file_system(home) not in shared:
+        return home
+    return Path("/var/tmp") / f"academy-{os.getuid()}"
+
+
+def _file_system(path: Path) -> str:
+    """Return the type of file system that a path is or would be on."""
+    import psutil
+
+    path = path.resolve()
+    mounts = [
+        (len(part.mountpoint), part.fstype)
+        for part in psutil.disk_partitions(all=True)
+        if path.is_relative_to(part.mountpoint)
+    ]
+    return max(mounts, default=(0, ""))[1]

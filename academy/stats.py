@@ -1,4 +1,4 @@
-"""What an agent's runtime counts."""
+"""What an exchange counts of an agent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class AgentStats:
-    """Messages and actions of one agent since its runtime started.
+    """Messages and actions of one agent since its exchange has started.
 
     Attributes:
         incoming: Messages received.

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from academy.home import get_academy_home, private_directory, write_private
+from academy.home import (
+    get_academy_home,
+    local_directory,
+    private_directory,
+    write_private,
+)
 
 
 def mode(path: Path) -> int:
@@ -47,6 +52,24 @@ def test_it_is_an_absolute_path_even_if_the_environment_s_is_not(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("ACADEMY_HOME", "~/there")
     assert get_academy_home() == tmp_path / "there"
+
+
+# --- a local disk
+
+
+def test_a_home_on_a_local_disk_takes_files_that_machines_must_not_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACADEMY_HOME", str(tmp_path / "not" / "made" / "yet"))
+    assert local_directory() == tmp_path / "not" / "made" / "yet"
+
+
+def test_for_a_home_on_a_network_file_system_there_is_a_directory_of_the_user_s_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # No network file system can be had in a test: /proc, which is none, stands for it.
+    monkeypatch.setenv("ACADEMY_HOME", "/proc/academy")
+    assert local_directory(shared={"proc"}) == Path(f"/var/tmp/academy-{os.getuid()}")
 
 
 # --- private directories

@@ -37,14 +37,22 @@ class HttpExchangeFactory(ExchangeFactory):
         url: address of the exchange, `http://host:port`.
         token: who the clients are. Without one, `ACADEMY_EXCHANGE_TOKEN` and then
             `exchange.json` under the Academy home are searched for this url.
-        auth_method: None for the exchange's own tokens.
+        auth_method: None for the exchange's own tokens; there is no other yet.
         additional_headers: sent with each connection.
-        request_timeout_s: seconds that the exchange may take to accept a connection.
+        request_timeout_s: seconds that the exchange may take to accept a connection,
+            and that an agent's first connection is tried for.
+        ssl_verify: False trusts any certificate of an https url.
+        client_timeout: seconds that the exchange may take to answer a question (about a
+            mailbox, say); None waits for as long as it is connected to or looked for.
         config: how clients show that they are alive.
-        retries: how often the first connection is tried again.
+        retries: how often a user's first connection is tried again; it is tried more
+            often than that in the same time.
         initial_retry_backoff: seconds before the first retry; doubles with each.
         reconnect_timeout_s: seconds that a lost connection is tried again, before
             calls in flight fail.
+
+    Raises:
+        ValueError: the url is none, or the authentication method is not known.
     """
 
     def __init__(
@@ -52,15 +60,28 @@ class HttpExchangeFactory(ExchangeFactory):
         url: str,
         *,
         token: str | None = None,
-        auth_method: None = None,
+        auth_method: str | None = None,
         additional_headers: Mapping[str, str] | None = None,
         request_timeout_s: float = 60,
+        ssl_verify: bool | None = None,
+        client_timeout: float | None = None,
         config: ExchangeClientConfig | None = None,
         retries: int = 1,
         initial_retry_backoff: float = 1,
         reconnect_timeout_s: float = 3600,
     ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(
+                f"The url of an exchange begins with http:// or https://, not {url!r}."
+            )
+        if auth_method is not None:
+            raise ValueError(
+                f"auth_method={auth_method!r} is not known: None, for the exchange's "
+                "own tokens, is all there is."
+            )
         self.url = url.rstrip("/")
+        self.ssl_verify = ssl_verify is not False
+        self.client_timeout = client_timeout
         self.additional_headers = dict(additional_headers or {})
         self.request_timeout_s = request_timeout_s
         self.client_config = config or ExchangeClientConfig()
@@ -102,7 +123,11 @@ class HttpExchangeFactory(ExchangeFactory):
     ) -> HttpExchangeTransport:
         factory = self if registration is None else self.on_behalf_of(registration)
         token = factory.find_token()
-        link = await acquire(self, token)
+        # A worker may start while the exchange is being restarted.
+        patience = (
+            self.first_patience if registration is None else self.request_timeout_s
+        )
+        link = await acquire(factory, token, patience)
         transport = HttpExchangeTransport(factory, link)
         try:
             if registration is None:
@@ -176,7 +201,8 @@ class HttpExchangeTransport(NoPickleMixin):
 
     async def _call(self, method: str, **arguments: Any) -> Any:
         speaker = self.mailbox_id.uid.hex
-        return await self._link.call(method, **{"as": speaker}, **arguments)
+        async with asyncio.timeout(self._factory.client_timeout):
+            return await self._link.call(method, **{"as": speaker}, **arguments)
 
     async def register_agents(
         self, agents: Sequence[tuple[type[Agent], str | None]]

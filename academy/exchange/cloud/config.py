@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from academy.exchange.broker import Limits
 from academy.exchange.cloud.auth import Authority, OpenAuthority, TokenAuthority
 from academy.exchange.cloud.credentials import signing_key
-from academy.home import get_academy_home
+from academy.home import local_directory, private_directory
 
 if TYPE_CHECKING:
     from academy.exchange.store import Store
@@ -66,7 +66,7 @@ class BackendConfig(_Section):
         kind: "sqlite" (a file), or "memory" (also spelled "python"; ends with the
             process).
         path: the SQLite file, on a local disk. Default: `exchange.db` under the
-            Academy home.
+            Academy home, or under /var/tmp if the home is on a network file system.
         durability: "process" survives the death of any process, "power" a power cut
             as well, at the price of a wait for the disk.
     """
@@ -88,8 +88,10 @@ class BackendConfig(_Section):
             return MemoryStore()
         from academy.exchange.store.sqlite import SqliteStore
 
-        path = self.path or get_academy_home() / "exchange.db"
-        return SqliteStore(path.expanduser(), self.durability)
+        if self.path is not None:
+            return SqliteStore(self.path.expanduser(), self.durability)
+        folder = private_directory(local_directory())
+        return SqliteStore(folder / "exchange.db", self.durability)
 
 
 class LimitsConfig(_Section):

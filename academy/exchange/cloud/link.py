@@ -85,10 +85,13 @@ class Link:
     connection. `_error` is set when there will be no more connections.
     """
 
-    def __init__(self, factory: HttpExchangeFactory, token: str | None) -> None:
+    def __init__(
+        self, factory: HttpExchangeFactory, token: str | None, patience: float
+    ) -> None:
         self.users = 0
         self._factory = factory
         self._token = token
+        self._patience = patience
         self._session = os.urandom(16)
         self._outbox = Outbox()
         self._numbers = itertools.count(1)
@@ -134,7 +137,7 @@ class Link:
         url = self._factory.url
         try:
             async with aiohttp.ClientSession(trust_env=True) as http:
-                ws = await self._connect(http, self._factory.first_patience)
+                ws = await self._connect(http, self._patience)
                 pause = _FIRST_PAUSE
                 while True:
                     reason = await self._use(ws)
@@ -187,6 +190,7 @@ class Link:
                     max_msg_size=0,
                     heartbeat=self._factory.client_config.heartbeat_interval,
                     compress=0,
+                    ssl=self._factory.ssl_verify,
                     timeout=aiohttp.ClientWSTimeout(ws_close=1),
                 )
             except aiohttp.WSServerHandshakeError as error:
@@ -202,7 +206,9 @@ class Link:
     ) -> Exception:
         """Ask again without the upgrade, since only then the answer has a body."""
         address = self._factory.url
-        async with http.get(address + protocol.PATH, headers=headers) as r:
+        async with http.get(
+            address + protocol.PATH, headers=headers, ssl=self._factory.ssl_verify
+        ) as r:
             try:
                 problem = protocol.unpack_error(await r.json())
             except (aiohttp.ClientError, ValueError):
@@ -499,10 +505,13 @@ _links: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, Link]] = (
 )
 
 
-async def acquire(factory: HttpExchangeFactory, token: str | None) -> Link:
+async def acquire(
+    factory: HttpExchangeFactory, token: str | None, patience: float
+) -> Link:
     """Return this event loop's link to a factory's exchange, connected.
 
-    Each one acquired is to be released.
+    Each one acquired is to be released. A first connection is tried for `patience`
+    seconds.
 
     Raises:
         ExchangeConnectionError: nobody answers, within the factory's retries.
@@ -512,7 +521,7 @@ async def acquire(factory: HttpExchangeFactory, token: str | None) -> Link:
     key = factory.link_key
     link = links.get(key)
     if link is None or link.failed:
-        link = links[key] = Link(factory, token)
+        link = links[key] = Link(factory, token, patience)
     link.users += 1
     try:
         await link.ready()
