@@ -16,7 +16,7 @@ help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 demo: $(VENV)/.demo ## Run the example campaign: agents that find the best cluster
-	$(BIN)/academy demo $(ARGS)
+	$(BIN)/academy demo examples/hpc/replica_exchange.toml $(ARGS)
 
 test: $(VENV)/.dev ## Run the tests
 	@scripts/debian-packages "tests on a real Slurm (marked hpc)" $(SLURM) || true

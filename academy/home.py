@@ -73,8 +73,13 @@ def write_private(path: str | os.PathLike[str], content: str | bytes) -> Path:
 
 
 NETWORK_FILE_SYSTEMS = frozenset(
-    ["afs", "autofs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "panfs", "pvfs2", "smb3", "smbfs", "wekafs", "9p"]
+    (
+        *("afs", "autofs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs"),
+        *("glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "panfs", "pvfs2"),
+        *("smb3", "smbfs", "wekafs", "9p"),
+    )
 )
+"""Types of file systems, as the kernel names them, that several machines share."""
 
 
 def local_directory(shared: Collection[str] = NETWORK_FILE_SYSTEMS) -> Path:
