@@ -166,7 +166,7 @@ def _factory(section: Mapping[str, Any]) -> ExchangeFactory:
     _check_keys(parameters, signature.parameters.keys() - {"config"}, "[exchange] ")
     try:
         return HttpExchangeFactory(**parameters)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise RunConfigError(f"[exchange] {error}") from error
 
 
@@ -213,19 +213,27 @@ def _agent(section: Mapping[str, Any], folder: Path) -> Agent:
         _check_keys(arguments, (), f"pickle = {pickled!r} takes no arguments: ")
         agent = _unpickled(folder / pickled)
     else:
-        make = _imported(str(constructor))
-        try:
-            inspect.signature(make).bind(**arguments)
-        except TypeError as error:
-            raise RunConfigError(
-                f"{constructor}{inspect.signature(make)} does not take these: {error}."
-            ) from error
-        agent = make(**arguments)
+        agent = _made(str(constructor), arguments)
     if not isinstance(agent, Agent):
         raise RunConfigError(
             f"{constructor or pickled} makes {agent!r}, which is no Agent."
         )
     return agent
+
+
+def _made(name: str, arguments: Mapping[str, Any]) -> Any:
+    make = _imported(name)
+    try:
+        signature = inspect.signature(make)
+    except ValueError:  # written in C
+        return make(**arguments)
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise RunConfigError(
+            f"{name}{signature} does not take these: {error}."
+        ) from error
+    return make(**arguments)
 
 
 def _unpickled(path: Path) -> Any:

@@ -78,6 +78,11 @@ class Diary(Agent):
         await asyncio.Event().wait()
 
 
+def diary_at(path: str) -> Diary:
+    """Make a diary from what a TOML file can say."""
+    return Diary(Path(path))
+
+
 class FailsAtFirst(Diary):
     """Fails its first runs, each in other words."""
 
@@ -146,3 +151,10 @@ class Exits(Agent):
     @action
     async def exit(self) -> None:
         raise SystemExit(3)
+
+
+class Outer:
+    """A place for an agent's class."""
+
+    class Inner(Agent):
+        """An agent whose class is in another one."""
