@@ -75,6 +75,20 @@ class Call:
     then: Callable[[Any], None] | None = None
 
 
+class Receipts:
+    """Counts what one connection has received and not acknowledged yet."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def take(self) -> bytes:
+        """Return the record that acknowledges it, if there is anything."""
+        count, self.count = self.count, 0
+        return protocol.numbered(protocol.RECEIPT, count) if count else b""
+
+
 class Link:
     """A connection to one exchange and everything that has to survive its loss.
 
@@ -98,7 +112,6 @@ class Link:
         self._calls: dict[int, Call] = {}
         self._resuming = 0
         self._attached: dict[bytes, Attachment] = {}
-        self._received = 0
         self._writer: Writer | None = None
         self._limit = 0
         self._error: AcademyError | None = None
@@ -222,8 +235,8 @@ class Link:
 
     async def _use(self, ws: aiohttp.ClientWebSocketResponse) -> str:
         """Work with a connection until it is lost; return why."""
-        self._received = 0
-        writer = Writer(ws.send_bytes, self._receipt)
+        receipts = Receipts()
+        writer = Writer(ws.send_bytes, receipts.take)
         writing = asyncio.create_task(_write(writer))
         try:
             async for message in ws:
@@ -232,7 +245,7 @@ class Link:
                 records = protocol.records(message.data)
                 for count, (kind, record) in enumerate(records, 1):
                     if kind == protocol.DELIVER:
-                        self._received += 1
+                        receipts.count += 1
                         self._deliver(record)
                     elif kind == protocol.CONFIRM:
                         self._outbox.confirm(protocol.read_confirm(record))
@@ -242,7 +255,7 @@ class Link:
                         self._learn(kind, record)
                     if not count % protocol.BURST:
                         await asyncio.sleep(0)
-                if self._received:
+                if receipts.count:
                     writer.later()
             return f"closed with code {ws.close_code}"
         except ProtocolError as error:
@@ -252,11 +265,6 @@ class Link:
             writing.cancel()
             await asyncio.wait([writing])
             await ws.close()
-
-    def _receipt(self) -> bytes:
-        """Return the record that says how much was received, if anything was."""
-        count, self._received = self._received, 0
-        return protocol.numbered(protocol.RECEIPT, count) if count else b""
 
     def _resume(self, writer: Writer, welcome: dict[str, Any]) -> None:
         """Take up the work where the last connection has left it."""
@@ -390,7 +398,7 @@ class Link:
         self._calls[number] = Call(content, done, self._outbox.last_sequence, then)
         if self._writer is not None:
             # Receipts go before, since the call may let go of what they are about.
-            self._writer.put(self._receipt())
+            self._writer.put_late()
             self._writer.put(protocol.numbered(protocol.CALL, number, content))
         try:
             return await done

@@ -56,13 +56,14 @@ class Writer:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(LATE_SECONDS, self._late_is_due)
 
-    def _late_is_due(self) -> None:
-        self._timer = None
-        self._put_late()
-
-    def _put_late(self) -> None:
+    def put_late(self) -> None:
+        """Queue what could wait for company, if there is any."""
         if record := self._late():
             self.put(record)
+
+    def _late_is_due(self) -> None:
+        self._timer = None
+        self.put_late()
 
     def _queued(self, size: int) -> None:
         self._size += size
@@ -82,7 +83,7 @@ class Writer:
         """Send what is queued until cancelled."""
         while True:
             await self._wake.wait()
-            self._put_late()
+            self.put_late()
             chunks, self._chunks = self._chunks, []
             if self._parts:
                 chunks.append(self._parts)
