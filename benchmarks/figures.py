@@ -33,7 +33,9 @@ def table(title: str, figures: Iterable[Figure]) -> str:
     """Lay figures out in columns under a title."""
     rows = [("", "measured", "", "aim", "")]
     for figure in figures:
-        limit = "" if figure.limit is None else f"{figure.limit[0]} {figure.limit[1]:,}"
+        limit = ""
+        if figure.limit is not None:
+            limit = f"{figure.limit[0]} {_short(figure.limit[1])}"
         verdict = {None: "", True: "reached", False: "missed"}[figure.met()]
         rows.append((figure.name, _short(figure.value), figure.unit, limit, verdict))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]

@@ -10,6 +10,7 @@ cost is the distance between this and the product.
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
 import sqlite3
 import struct
@@ -123,6 +124,7 @@ class Relay:
 
 def serve(ready: Connection, database: str | None) -> None:
     """Run the relay in this process; sends its URL when it is ready."""
+    os.setsid()  # like the exchange's server: schedulers may share the CPU by sessions
     uvloop.run(_serve(ready, database))
 
 
