@@ -23,7 +23,7 @@ class AgentExecutor(Executor, ABC):
 
     The future gets the function's result or exception, and if the worker that ran it is
     lost, an exception that says so: nobody waits for ever. `cancel()` succeeds only
-    as long as the engine has not got the task, for engines do not give tasks back.
+    as long as no worker can have begun the task, for engines do not give tasks back.
 
     `shutdown(wait=True)` lets everything end that has been submitted, then gives up all
     that the executor holds: processes, threads, blocks of nodes. With `wait=False` it

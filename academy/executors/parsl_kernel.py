@@ -20,6 +20,7 @@ from parsl.executors.base import ParslExecutor as ParslEngine
 
 from academy.executors.parsl_blocks import LocalBlocks
 from academy.executors.parsl_config import fresh_config, fresh_executor
+from academy.executors.parsl_future import TaskFuture
 from academy.executors.parsl_tasks import NATIVE, run_task
 from academy.home import private_directory
 
@@ -36,7 +37,7 @@ class _Task:
     label: str
     packed: bytes
     specification: dict[str, Any]
-    future: Future[Any]
+    future: TaskFuture
 
 
 class Kernel:
@@ -67,7 +68,7 @@ class Kernel:
         self, label: str, packed: bytes, specification: dict[str, Any]
     ) -> Future[Any]:
         """Queue a task; the label's user must release it after its last task."""
-        future: Future[Any] = Future()
+        future = TaskFuture()
         with self._lock:
             if self._run is None:
                 self._run = _Run(self.config, self.run_dir, self._private)
@@ -150,14 +151,14 @@ class _Run:
 
     def _hand_over(self, task: _Task) -> None:
         future = task.future
-        # From here on Parsl has it, and does not give it back.
-        if not future.set_running_or_notify_cancel():
-            return
         self._outstanding.add(future)
         future.add_done_callback(self._outstanding.discard)
         kwargs = {NATIVE: task.specification} if task.specification else {}
         try:
-            answer = self._started(task.label).submit(
+            kernel = None if future.cancelled() else self._started(task.label)
+            if not future.given_to(self.executor(task.label)) or kernel is None:
+                return
+            answer = kernel.submit(
                 run_task,
                 app_args=(task.packed,),
                 executors=[task.label],

@@ -169,6 +169,22 @@ async def test_an_agent_of_a_dead_node_comes_back_on_another(
     assert running(lab) == []
 
 
+# --- queues
+
+
+async def test_a_manager_closes_while_the_job_of_its_agent_is_queued(
+    slurm: SlurmLab,
+) -> None:
+    # Slurm accepts a job that its partition will never run.
+    executor = ParslExecutor(quick_config("127.0.0.1", walltime="30:00:00"))
+    with spawn_http_exchange() as exchange:
+        async with await Manager.from_exchange_factory(exchange, executor) as manager:
+            await manager.launch(Traveller)
+            await asyncio.to_thread(until, lambda: running(slurm), "a job")
+            assert set(slurm.jobs().values()) == {"PENDING"}
+    assert running(slurm) == []
+
+
 # --- what is submitted
 
 
