@@ -18,18 +18,10 @@ from academy.handle import Handle
 from academy.identifier import AgentId
 from academy.launch import LaunchOptions
 from academy.manager.batch import LaunchBatch
-from academy.manager.checks import (
-    EVENT_LOOP,
-    check_options,
-    check_request,
-    checked_executors,
-    find_executor,
-    nearest,
-    warn_of_overload,
-)
-from academy.manager.closing import close_all, take_failures
+from academy.manager.checks import check_launch, warn_of_overload
+from academy.manager.ending import close_all, stop, take_failures, wait_for
 from academy.manager.launched import LaunchedAgent, LaunchRequest, RetryPolicy
-from academy.runtime import RuntimeConfig
+from academy.manager.places import EVENT_LOOP, NamedExecutors
 
 if TYPE_CHECKING:
     from academy.exchange.client import ExchangeClient, UserExchangeClient
@@ -61,11 +53,25 @@ class Manager:
         ValueError: the executors are none, or the default is not one of them.
 
     Example:
-        >>> async with await Manager.from_exchange_factory(
-        ...     LocalExchangeFactory()
-        ... ) as manager:
-        ...     counter = await manager.launch(Counter)
-        ...     await counter.add(1)
+        >>> import asyncio
+        >>> from academy.agent import Agent, action
+        >>> from academy.exchange import LocalExchangeFactory
+        >>> from academy.manager import Manager
+        >>> class Counter(Agent):
+        ...     count = 0
+        ...
+        ...     @action
+        ...     async def add(self, number: int) -> int:
+        ...         self.count += number
+        ...         return self.count
+        >>> async def main() -> None:
+        ...     async with await Manager.from_exchange_factory(
+        ...         LocalExchangeFactory()
+        ...     ) as manager:
+        ...         counter = await manager.launch(Counter)
+        ...         print(await counter.add(2))
+        >>> asyncio.run(main())
+        2
     """
 
     def __init__(
@@ -78,11 +84,7 @@ class Manager:
         retry_backoff: float = 0.5,
         log_config: LogConfig | None = None,
     ) -> None:
-        if isinstance(executors, Executor):
-            executors, default_executor = {"default": executors}, "default"
-        self._executors = checked_executors(executors)
-        find_executor(default_executor, self._executors)
-        self._default_executor = default_executor
+        self._executors = NamedExecutors(executors, default_executor)
         self._client = exchange_client
         self._retry = RetryPolicy(max_retries, retry_backoff)
         self._log_config = log_config
@@ -162,9 +164,7 @@ class Manager:
         Raises:
             ValueError: there is one of that name already.
         """
-        if name in self._executors:
-            raise ValueError(f'Executor named "{name}" already exists.')
-        self._executors[name] = checked_executors({name: executor})[name]
+        self._executors.add(name, executor)
         return self
 
     def set_default_executor(self, name: str) -> Self:
@@ -173,10 +173,7 @@ class Manager:
         Raises:
             ValueError: there is no such executor.
         """
-        if name not in self._executors:
-            known = nearest(name, self._executors)
-            raise ValueError(f'An executor named "{name}" does not exist. {known}')
-        self._default_executor = name
+        self._executors.set_default(name)
         return self
 
     # --- launching
@@ -223,9 +220,14 @@ class Manager:
         """Launch many agents at once, which may hold each other's handles.
 
         Example:
-            >>> async with manager.launch_batch() as batch:
-            ...     left = await batch.queue(Counter)
-            ...     right = await batch.queue(Counter, args=(left,))
+            >>> async def main() -> None:
+            ...     factory = LocalExchangeFactory()
+            ...     async with await Manager.from_exchange_factory(factory) as manager:
+            ...         async with manager.launch_batch() as batch:
+            ...             counters = [await batch.queue(Counter) for _ in range(3)]
+            ...         print([await counter.add(1) for counter in counters])
+            >>> asyncio.run(main())
+            [1, 1, 1]
         """
         return LaunchBatch(self)
 
@@ -244,21 +246,12 @@ class Manager:
 
     def _check(self, agent: Any, options: Mapping[str, Any]) -> LaunchRequest:
         """Refuse all that is known to fail before anything is registered."""
-        check_options(options)
-        name = options.get("executor") or self._default_executor
-        request = LaunchRequest(
-            agent,
-            tuple(options.get("args") or ()),
-            dict(options.get("kwargs") or {}),
-            options.get("config") or RuntimeConfig(),
-            name,
-            find_executor(name, self._executors),
-            dict(options.get("submit_kwargs") or {}),
-            options.get("name"),
-            options.get("log_config") or self._log_config,
-        )
-        check_request(request)
-        return request
+        self._check_open()
+        return check_launch(agent, options, self._executors, self._log_config)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError(f"{self!r} is closed: it launches nothing any more.")
 
     def _start(
         self,
@@ -266,8 +259,7 @@ class Manager:
         registration: AgentRegistration[Any],
         packed: bytes | None,
     ) -> None:
-        if self._closed:
-            raise RuntimeError(f"{self!r} is closed: it launches nothing any more.")
+        self._check_open()
         agent_id = registration.agent_id
         if agent_id in self._launched:
             raise RuntimeError(f"{agent_id} has already been executed.")
@@ -330,9 +322,12 @@ class Manager:
             Exception: what it failed of.
         """
         launched = self._find(agent)
-        await launched.stop(terminate)
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        await stop(launched, terminate, timeout)
         if blocking:
-            await self.wait([agent], raise_error=raise_error, timeout=timeout)
+            left = None if timeout is None else max(0.0, begun + timeout - clock())
+            await self.wait([agent], raise_error=raise_error, timeout=left)
 
     async def wait(
         self,
@@ -355,25 +350,12 @@ class Manager:
             TimeoutError: too few have ended in time.
             Exception: what an agent failed of; several make an ExceptionGroup.
         """
-        launched = [self._find(agent) for agent in agents]
-        if not launched:
-            return
-        done, pending = await asyncio.wait(
-            [one.task for one in launched], timeout=timeout, return_when=return_when
+        await wait_for(
+            [self._find(agent) for agent in agents],
+            raise_error=raise_error,
+            return_when=return_when,
+            timeout=timeout,
         )
-        ended = [one for one in launched if one.task in done]
-        failures = [one.failure() for one in ended]
-        if raise_error:
-            for one in ended:
-                one.reported = True
-            raise_exceptions(failure for failure in failures if failure is not None)
-        enough = {
-            asyncio.FIRST_COMPLETED: bool(done),
-            asyncio.FIRST_EXCEPTION: any(failures),
-        }
-        if pending and not enough.get(return_when):
-            late = ", ".join(str(o.agent_id) for o in launched if o.task in pending)
-            raise TimeoutError(f"Still running after {timeout} seconds: {late}.")
 
     def _find(self, agent: Any) -> LaunchedAgent:
         agent_id = _id_of(agent)
@@ -397,12 +379,10 @@ class Manager:
             Stops waiting for agents, and still releases everything.
         """
         self._closed = True
-        executors = [e for e in self._executors.values() if e is not None]
-        self._executors = dict.fromkeys(self._executors)
         errors = await close_all(
             self._launched.values(),
             self._client.close if close_exchange else None,
-            executors,
+            self._executors.give_up(),
         )
         errors += take_failures(self._launched.values())
         raise_exceptions(errors, f"{self!r} was closed, with {len(errors)} errors")

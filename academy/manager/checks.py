@@ -2,65 +2,53 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import warnings
-from collections.abc import Collection, Iterable, Mapping
-from concurrent.futures import Executor
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from academy.agent import Agent
 from academy.executors import base
 from academy.launch import LaunchOptions
+from academy.manager.launched import LaunchRequest
+from academy.manager.places import nearest
+from academy.runtime import RuntimeConfig
 
 if TYPE_CHECKING:
-    from academy.manager.launched import LaunchedAgent, LaunchRequest
-
-EVENT_LOOP = "event_loop"
-"""Name of the executor that is always there: the manager's own event loop."""
-
-Executors = Mapping[str, Executor | None]
+    from academy.logging.configs.base import LogConfig
+    from academy.manager.launched import LaunchedAgent
+    from academy.manager.places import NamedExecutors
 
 
-def checked_executors(executors: Any) -> dict[str, Executor | None]:
-    """Return the executors by name, the event loop among them.
-
-    Raises:
-        ValueError: one of them is no executor.
-    """
-    if executors is None:
-        executors = {}
-    if not isinstance(executors, Mapping):
-        raise ValueError(
-            f"Invalid executors parameter: {executors!r}. Give one "
-            "concurrent.futures.Executor, a mapping of names to executors, or None."
-        )
-    for name, executor in executors.items():
-        if not isinstance(name, str) or not isinstance(executor, Executor | None):
-            raise ValueError(
-                f"Invalid executors parameter: {name!r} is {executor!r}. A name stands "
-                "for a concurrent.futures.Executor, or None for this event loop."
-            )
-    return {EVENT_LOOP: None, **executors}
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Say which name may have been meant, and which there are."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f'Did you mean "{near[0]}"? ' if near else ""
-    return f"{hint}Known: {', '.join(names)}."
-
-
-def find_executor(name: str, executors: Executors) -> Executor | None:
-    """Return an executor by name.
+def check_launch(
+    agent: Any,
+    options: Mapping[str, Any],
+    executors: NamedExecutors,
+    log_config: LogConfig | None,
+) -> LaunchRequest:
+    """Refuse all of a launch that is known to fail, and return the rest.
 
     Raises:
-        ValueError: there is none of that name; names the nearest one.
+        TypeError: this is no agent, its type does not take these arguments, or there
+            is no such option.
+        ValueError: there is no such executor, or it does not take `submit_kwargs`.
     """
-    if name not in executors:
-        raise ValueError(f'No executor named "{name}". {nearest(name, executors)}')
-    return executors[name]
+    check_options(options)
+    name, executor = executors.find(options.get("executor"))
+    request = LaunchRequest(
+        agent,
+        tuple(options.get("args") or ()),
+        dict(options.get("kwargs") or {}),
+        options.get("config") or RuntimeConfig(),
+        name,
+        executor,
+        dict(options.get("submit_kwargs") or {}),
+        options.get("name"),
+        options.get("log_config") or log_config,
+    )
+    _check_agent(request.agent, request.args, request.kwargs)
+    _check_submit_kwargs(request)
+    return request
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -75,14 +63,7 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise TypeError(f'There is no launch option "{key}". {nearest(key, known)}')
 
 
-def check_request(request: LaunchRequest) -> None:
-    """Refuse what the agent's constructor or the executor would refuse later.
-
-    Raises:
-        TypeError: this is no agent, or its type does not take these arguments.
-        ValueError: the executor does not take these `submit_kwargs`.
-    """
-    _check_agent(request.agent, request.args, request.kwargs)
+def _check_submit_kwargs(request: LaunchRequest) -> None:
     if request.executor is not None:
         base.validate(request.executor, request.submit_kwargs)
     elif request.submit_kwargs:

@@ -1,13 +1,14 @@
-"""How a manager ends what it owns."""
+"""How a manager waits for agents, and how it ends what it owns."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from academy.exception import raise_exceptions
 from academy.executors.futures import is_standard_pool
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ async def _end_agents(launched: Iterable[LaunchedAgent]) -> list[BaseException]:
     tasks = [one.task for one in running]
     try:
         outcomes = await asyncio.gather(
-            *(_stop(one) for one in running), return_exceptions=True
+            *(stop(one, None, STOP_PATIENCE) for one in running), return_exceptions=True
         )
         unaware = [t for t, e in zip(tasks, outcomes, strict=True) if e is not None]
         await _insist(unaware)
@@ -75,15 +76,51 @@ async def _end_agents(launched: Iterable[LaunchedAgent]) -> list[BaseException]:
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-async def _stop(one: LaunchedAgent) -> None:
+async def stop(
+    one: LaunchedAgent, terminate: bool | None, timeout: float | None
+) -> None:
+    """Ask an agent to shut down.
+
+    Raises:
+        TimeoutError: the exchange has not passed that on in time.
+        ExchangeError: it cannot be passed on.
+    """
     try:
-        async with asyncio.timeout(STOP_PATIENCE):
-            await one.stop(None)
+        async with asyncio.timeout(timeout):
+            await one.stop(terminate)
     except TimeoutError:
         raise TimeoutError(
             f"{one.agent_id} could not be asked to shut down: the exchange does not "
-            f"answer within {STOP_PATIENCE} seconds."
+            f"answer within {timeout} seconds."
         ) from None
+
+
+async def wait_for(
+    launched: Sequence[LaunchedAgent],
+    *,
+    raise_error: bool,
+    return_when: str,
+    timeout: float | None,
+) -> None:
+    """Wait until agents have ended (see `Manager.wait`)."""
+    if not launched:
+        return
+    done, pending = await asyncio.wait(
+        [one.task for one in launched], timeout=timeout, return_when=return_when
+    )
+    ended = [one for one in launched if one.task in done]
+    failures = [one.failure() for one in ended]
+    if raise_error:
+        for one in ended:
+            one.reported = True
+        raise_exceptions(failure for failure in failures if failure is not None)
+    enough = {
+        asyncio.FIRST_COMPLETED: bool(done),
+        asyncio.FIRST_EXCEPTION: any(failures),
+    }
+    if pending and not enough.get(return_when):
+        late = ", ".join(str(one.agent_id) for one in launched if one.task in pending)
+        raise TimeoutError(f"Still running after {timeout} seconds: {late}.")
 
 
 async def _insist(tasks: Iterable[asyncio.Task[None]]) -> None:
