@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from academy.agent import Agent
 from academy.executors import base
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from academy.logging.configs.base import LogConfig
     from academy.manager.launched import LaunchedAgent
     from academy.manager.places import NamedExecutors
+
+# Reading a signature takes longer than all the rest of a launch.
+_signatures: WeakKeyDictionary[type[Agent], inspect.Signature] = WeakKeyDictionary()
 
 
 def check_launch(
@@ -84,10 +88,12 @@ def _check_agent(agent: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         return
     if not isinstance(agent, type) or not issubclass(agent, Agent):
         raise TypeError(f"An Agent, or a subclass of it, is launched; not {agent!r}.")
-    try:
-        signature = inspect.signature(agent)
-    except ValueError:  # written in C
-        return
+    signature = _signatures.get(agent)
+    if signature is None:
+        try:
+            signature = _signatures[agent] = inspect.signature(agent)
+        except ValueError:  # written in C
+            return
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:

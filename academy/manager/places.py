@@ -38,7 +38,7 @@ class NamedExecutors:
         self.find(default)
         self._default = default
 
-    def _set(self, name: str, executor: Executor | None) -> None:
+    def _set(self, name: Any, executor: Any) -> None:
         if not isinstance(name, str) or not isinstance(executor, Executor | None):
             raise ValueError(
                 f"Invalid executors parameter: {name!r} is {executor!r}. A name stands "
