@@ -257,7 +257,7 @@ def mypy(tmp_path: Path) -> Mypy:
 
 def unexpected(program: str, found: Errors) -> list[str]:
     """Say where the errors are not those that the program's comments announce."""
-    wrong = []
+    wrong: list[str] = []
     for number, line in enumerate(program.splitlines(), start=1):
         expected = re.search(r"# E:(.*)", line)
         messages = found.get(number, [])
