@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ pytestmark = pytest.mark.hpc
 
 @pytest.fixture(autouse=True)
 def pbs(slurm: SlurmLab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(PBS_COMMANDS), prepend=os.pathsep)
+    python = Path(sys.executable).parent  # Runs the commands.
+    monkeypatch.setenv("PATH", f"{PBS_COMMANDS}:{python}", prepend=os.pathsep)
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:

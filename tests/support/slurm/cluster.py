@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from tests.support.slurm.configuration import PARTITIONS, SLURM_CONF
-from tests.support.slurm.daemons import Cleaner, Daemons
+from tests.support.slurm.daemons import Cleaner, Daemons, refusal
 from tests.support.slurm.pbs import TASK_PROLOG
 from tests.support.slurm.polling import until
 
@@ -55,17 +55,18 @@ class SlurmLab:
         *("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel"),
         *("scontrol", "sinfo", "srun", "unshare", "setpriv", "bash"),
     )
+    # What nodes have for themselves, besides processes: options of `unshare`.
+    namespaces: Sequence[str] = ()
 
     @classmethod
     def missing(cls) -> str | None:
         """Say what keeps this from running here, if anything does."""
         found = (shutil.which(name, path=_PATH) for name in cls.needs)
         absent = [name for name, at in zip(cls.needs, found, strict=True) if not at]
-        if not absent:
-            return None
-        return (
-            f"no {', '.join(absent)} here; on Debian, `make test` as root installs it"
-        )
+        if absent:
+            hint = "on Debian, `make test` as root installs it"
+            return f"no {', '.join(absent)} here; {hint}"
+        return refusal(*cls.namespaces)
 
     def __init__(
         self,

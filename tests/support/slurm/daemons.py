@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -18,6 +18,17 @@ _OWN_PROCESSES = ("--pid", "--fork", "--kill-child", "--mount-proc")
 _AS_THIS_USER = () if os.geteuid() == 0 else ("--user", "--map-current-user")
 # Ends its process together with the thread that started it.
 _NO_ORPHAN = ("setpriv", "--pdeathsig", "KILL")
+
+
+def refusal(*unshare: str) -> str | None:
+    """Say why this user may not have such namespaces here, as in many containers."""
+    done = subprocess.run(
+        ["unshare", *_AS_THIS_USER, *_OWN_PROCESSES, *unshare, "true"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return f"no namespaces here: {done.stderr.strip()}" if done.returncode else None
 
 
 class Daemons:
@@ -34,7 +45,7 @@ class Daemons:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(
-        self, name: str, *command: str | Path, unshare: tuple[str, ...] = ()
+        self, name: str, *command: str | Path, unshare: Sequence[str] = ()
     ) -> int:
         """Start a daemon, and return the process id of what watches over it.
 

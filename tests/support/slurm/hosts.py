@@ -34,6 +34,8 @@ class NetnsLab(SlurmLab):
 
     needs: Sequence[str] = (*SlurmLab.needs, "ip", "nsenter", "mount", "hostname")
 
+    namespaces: Sequence[str] = ("--net", "--uts", "--mount")
+
     @classmethod
     def missing(cls) -> str | None:
         if os.geteuid() != 0:
@@ -69,9 +71,7 @@ class NetnsLab(SlurmLab):
             tempfile.gettempdir(),
             *self.shared,
         )
-        pid = self.daemons.start(
-            name, "bash", *make_host, unshare=("--net", "--uts", "--mount")
-        )
+        pid = self.daemons.start(name, "bash", *make_host, unshare=self.namespaces)
         ours = os.readlink("/proc/self/ns/net")
         theirs = f"/proc/{pid}/ns/net"
         self._until(lambda: os.readlink(theirs) != ours, f"the network of {name}")
