@@ -19,7 +19,7 @@ from academy.exception import (
     MessageTooLargeError,
     PingCancelledError,
 )
-from academy.executors.futures import end_of, withdraw
+from academy.executors.futures import end_of, submit, withdraw
 from academy.executors.host import EventLoopHost
 from academy.handle import Handle
 from academy.launch import AgentSpec, run_agent
@@ -182,8 +182,8 @@ class Host:
         spec = AgentSpec(
             EventLoopHost, factory, self._registration, config, args=(patience,)
         )
-        self._future = self._hosting.inner.submit(
-            run_agent, spec.pack(), **submit_kwargs
+        self._future = submit(
+            self._hosting.inner, run_agent, spec.pack(), **submit_kwargs
         )
         self.ended = end_of(self._future)
 

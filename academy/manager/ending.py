@@ -9,7 +9,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from academy.exception import raise_exceptions
-from academy.executors.futures import is_standard_pool
+from academy.executors.futures import interrupt_workers, is_standard_pool
 
 if TYPE_CHECKING:
     from academy.manager.launched import LaunchedAgent
@@ -133,8 +133,8 @@ async def _insist(tasks: Iterable[asyncio.Task[None]]) -> None:
 
 
 async def _shut_down(executor: Executor, hurry: bool) -> None:
-    if hurry:
-        _signal_workers(executor)
+    if hurry and is_standard_pool(executor):
+        interrupt_workers(executor)
     shutdown = functools.partial(
         executor.shutdown, wait=not hurry, cancel_futures=hurry
     )
@@ -144,16 +144,6 @@ async def _shut_down(executor: Executor, hurry: bool) -> None:
         await asyncio.get_running_loop().run_in_executor(thread, shutdown)
     finally:
         thread.shutdown(wait=False)
-
-
-def _signal_workers(executor: Executor) -> None:
-    """Have the agents in a process pool shut down without a word from the exchange.
-
-    The program would otherwise wait for them when it exits.
-    """
-    if is_standard_pool(executor):
-        for process in list((getattr(executor, "_processes", None) or {}).values()):
-            process.terminate()
 
 
 def take_failures(launched: Iterable[LaunchedAgent]) -> list[BaseException]:

@@ -23,7 +23,7 @@ from academy.exception import (
     MailboxTerminatedError,
     SupersededError,
 )
-from academy.executors.futures import end_of, is_standard_pool, withdraw
+from academy.executors.futures import end_of, is_standard_pool, submit, withdraw
 from academy.launch import AgentSpec, run_agent, run_agent_here
 from academy.launch.ending import portable_error
 from academy.launch.spec import check_pickles, pack_agent
@@ -268,7 +268,9 @@ class LaunchedAgent:
         spec = self._spec(run)
         argument = spec if self._packed is None else spec.pack()
         try:
-            future = executor.submit(run_agent, argument, **self._request.submit_kwargs)
+            future = submit(
+                executor, run_agent, argument, **self._request.submit_kwargs
+            )
         except BrokenExecutor as error:
             raise self._explain(error) from error
         logger.info("submitted %s to %s", self.agent_id, self.executor_name)
