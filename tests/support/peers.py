@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from academy.exception import AcademyError, StorageError
@@ -160,6 +161,8 @@ def again(envelope: Envelope) -> Envelope:
 class BrittleStore:
     """A store around another one that counts commits and fails when it is told to.
 
+    Nothing is shared with who commits or reads, as if there were a file in between.
+
     Attributes:
         failures: how many of the next commits fail.
         commits: transactions that were written.
@@ -171,17 +174,27 @@ class BrittleStore:
         self.commits = 0
 
     async def open(self) -> Contents:
-        return await self.inner.open()
+        contents = await self.inner.open()
+        contents.mailboxes = [replace(record) for record in contents.mailboxes]
+        return contents
 
     async def commit(self, changes: Changes) -> None:
         if self.failures:
             self.failures -= 1
             raise StorageError("no space left on device")
-        await self.inner.commit(changes)
+        records = changes.mailboxes
+        await self.inner.commit(
+            replace(
+                changes,
+                mailboxes={uid: replace(record) for uid, record in records.items()},
+                added=[copy.copy(envelope) for envelope in changes.added],
+            )
+        )
         self.commits += 1
 
     async def pending(self, dest: bytes, after: int, limit: int) -> list[Envelope]:
-        return await self.inner.pending(dest, after, limit)
+        found = await self.inner.pending(dest, after, limit)
+        return [copy.copy(envelope) for envelope in found]
 
     async def close(self) -> None:
         await self.inner.close()

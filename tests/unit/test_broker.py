@@ -19,7 +19,8 @@ from academy.exception import (
     StorageError,
     SupersededError,
 )
-from academy.exchange.broker import Broker, Limits
+from academy.exchange.broker import Broker
+from academy.exchange.mailbox import Limits
 from academy.exchange.mailbox_status import MailboxStatus
 from academy.exchange.store import Changes, Contents, Envelope, MailboxRecord
 from academy.exchange.store.memory import MemoryStore
@@ -157,6 +158,7 @@ class GatedStore(MemoryStore):
         await self.gate.wait()
         self.waiting.clear()
         if self.failing:
+            self.failing = False
             raise StorageError("no space left on device")
         await super().commit(changes)
 
@@ -633,6 +635,22 @@ async def test_a_detached_mailbox_keeps_its_messages_for_the_next(
     assert bob.losses == []
 
 
+async def test_what_was_given_back_or_not_read_is_as_if_it_had_never_been_out(
+    broker: Broker, alice: Peer, bob: Peer
+) -> None:
+    for payload in numbered(4):
+        alice.request(bob.uid, payload)
+    await broker.settle()
+    bob.acknowledge(3)
+    alice.request(bob.uid, b"4")  # in the turn of the detachment
+
+    await broker.detach(bob.session, bob.uid, released=[bob.inbox[1].number, 99])
+    newer = await Peer(broker, bob.uid).attach()
+
+    assert (bob.payloads(), newer.payloads()) == (numbered(4), numbered(5))
+    assert flagged(newer.inbox) == [b"0", b"2"]
+
+
 async def test_what_was_posted_before_a_detachment_is_taken(
     broker: Broker, alice: Peer, bob: Peer
 ) -> None:
@@ -789,7 +807,6 @@ async def test_what_comes_while_the_store_fails_hides_nothing_before_it(
     alice.request(bob.uid, b"second")  # in the same session, for the next turn
     store.gate.set()
     await broker.settle()
-    store.failing = False
     await bob.reconnect()
     await alice.reconnect()
     await broker.close()

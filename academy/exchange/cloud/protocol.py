@@ -213,7 +213,7 @@ def unpack_error(content: Any) -> Exception:
         if isinstance(kind, type) and issubclass(kind, AcademyError):
             return kind(*arguments)
         return ExchangeError(f"{content['error']}: {', '.join(map(str, arguments))}")
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         return ExchangeError(f"the exchange answered with {content!r}")
 
 
