@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from academy.exception import AcademyError, ExchangeError
-from academy.exchange.broker import Broker, Limits
+from academy.exchange.broker import Broker
 from academy.exchange.client_config import ExchangeClientConfig
 from academy.exchange.directory import address_flags, new_agents
 from academy.exchange.factory import ExchangeFactory
 from academy.exchange.inbox import Inbox
+from academy.exchange.mailbox import Limits
 from academy.exchange.mailbox_status import MailboxStatus
 from academy.exchange.outbox import Outbox
 from academy.exchange.store import Envelope, MailboxRecord

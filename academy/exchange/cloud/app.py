@@ -1,46 +1,27 @@
-"""The hosted exchange's routes: parse, ask the broker, reply."""
+"""The hosted exchange as a web application: who is let in, and to what."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import suppress
-from dataclasses import asdict
-from typing import Any
-from uuid import UUID
+from collections.abc import AsyncIterator
 
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WSCloseCode, web
 
 from academy.exception import (
     AcademyError,
     ExchangeError,
-    ForbiddenError,
     IncompatibleNetworkProtocolError,
     ProtocolError,
-    StorageError,
     UnauthorizedError,
 )
 from academy.exchange.broker import Broker
 from academy.exchange.cloud import protocol
 from academy.exchange.cloud.auth import Authority, Credentials
 from academy.exchange.cloud.config import ExchangeServingConfig
-from academy.exchange.cloud.writer import Writer
-from academy.exchange.store import (
-    FROM_AGENT,
-    RESPONSE,
-    TO_AGENT,
-    Envelope,
-    MailboxRecord,
-)
+from academy.exchange.cloud.connection import Connection
 
 logger = logging.getLogger(__name__)
-
-_ADDRESS_FLAGS = RESPONSE | FROM_AGENT | TO_AGENT
-_HEAD = protocol.MESSAGE.size
-_LARGEST_SEQUENCE = (1 << 63) - 1
-_SENSELESS = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
-_unpack = protocol.MESSAGE.unpack_from
 
 
 def create_app(config: ExchangeServingConfig | None = None) -> web.Application:
@@ -94,7 +75,7 @@ class Server:
             max_msg_size=limit + 2 * 1_000_000, heartbeat=30, compress=False
         )
         await ws.prepare(request)
-        connection = Connection(self, ws, session, credentials)
+        connection = Connection(self.broker, self.authority, ws, session, credentials)
         self._connections.add(connection)
         try:
             await connection.serve()
@@ -112,284 +93,3 @@ class Server:
 
 def _refusal(status: int, error: AcademyError) -> web.Response:
     return web.json_response(protocol.pack_error(error), status=status)
-
-
-Method = Callable[["Connection", dict[str, Any], Credentials], Coroutine[Any, Any, Any]]
-Call = tuple[int, Method, dict[str, Any]]
-
-
-class Connection:
-    """One client's WebSocket: turns records into calls of the broker, and back.
-
-    A client speaks for the mailboxes that it has attached, each opened with the
-    mailbox's own token; `_credentials` keeps what each of them may do.
-
-    Invariant: `_stored` is the sequence number up to which all is stored, or 0 when
-    the client has been told; `_awaited` says that it waits to be told of the latest.
-    """
-
-    def __init__(
-        self,
-        server: Server,
-        ws: web.WebSocketResponse,
-        session: bytes,
-        credentials: Credentials,
-    ) -> None:
-        self._server = server
-        self._broker = server.broker
-        self._ws = ws
-        self._writer = Writer(ws.send_bytes, self._confirmation)
-        self._stored = 0
-        self._awaited = False
-        self._user = credentials
-        self._credentials: dict[bytes, Credentials] = {}
-        self._session = self._broker.connect(session, self)
-
-    async def serve(self) -> None:
-        """Work until the connection ends."""
-        writing = asyncio.create_task(self._write())
-        broker = self._broker
-        self._writer.put(
-            protocol.welcome(
-                {
-                    "protocol": protocol.PROTOCOL,
-                    "sequence": broker.last_sequence(self._session),
-                    "number": broker.last_number,
-                    "max_message_bytes": broker.limits.max_message_bytes,
-                }
-            )
-        )
-        try:
-            async for message in self._ws:
-                if message.type is not WSMsgType.BINARY:
-                    raise ProtocolError(
-                        f"a {message.type.name} message is not expected"
-                    )
-                await self._work_off(message.data)
-        except ProtocolError as error:
-            logger.warning("closed the connection of %s: %s", self._user.subject, error)
-            await self.close(WSCloseCode.PROTOCOL_ERROR, str(error))
-        finally:
-            broker.disconnect(self._session)
-            writing.cancel()
-            with suppress(asyncio.CancelledError):
-                await writing
-
-    async def _work_off(self, data: bytes) -> None:
-        calls: list[Call] = []
-        for count, (kind, record) in enumerate(protocol.records(data), 1):
-            if kind == protocol.CALL:
-                number, content = protocol.read_numbered(record)
-                method = _method(content)
-                # Calls of one method share a turn of the broker: a thousand agents
-                # that attach are a thousand calls.
-                if calls and calls[0][1] is not method:
-                    await self._answer(calls)
-                calls.append((number, method, content))
-                continue
-            if calls:
-                await self._answer(calls)
-            if kind == protocol.SEND:
-                self._take(record)
-            elif kind == protocol.RECEIPT:
-                received = protocol.read_count(record)
-                self._broker.acknowledge(self._session, received)
-            else:
-                raise ProtocolError(f"records of kind {kind} come from servers")
-            if not count % protocol.BURST:
-                await asyncio.sleep(0)
-        if calls:
-            await self._answer(calls)
-
-    async def _write(self) -> None:
-        with suppress(ConnectionError):  # the reading side learns of it as well
-            await self._writer.run()
-
-    async def close(self, code: int, reason: str = "") -> None:
-        """Send what is queued and close the WebSocket."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._writer.flushed(), 1)
-        await self._ws.close(code=code, message=reason.encode()[:120])
-
-    def _take(self, record: memoryview) -> None:
-        _, _, flags, sequence, answers, dest, src, tag = _unpack(record)
-        if sequence > _LARGEST_SEQUENCE:
-            raise ProtocolError(f"there is no sequence number {sequence}")
-        if flags & protocol.AWAITED:
-            self._awaited = True
-        payload = bytes(record[_HEAD:])
-        envelope = Envelope(
-            dest, src, tag, flags & _ADDRESS_FLAGS, payload, len(payload), answers
-        )
-        self._broker.post(self._session, sequence, envelope)
-
-    async def _answer(self, calls: list[Call]) -> None:
-        """Answer calls, in order, and forget them."""
-        answers = [self._answer_one(*call) for call in calls]
-        calls.clear()
-        for problem in await asyncio.gather(*answers, return_exceptions=True):
-            if problem is not None:
-                raise problem
-
-    async def _answer_one(
-        self, number: int, method: Method, content: dict[str, Any]
-    ) -> None:
-        try:
-            # A client speaks as one of its mailboxes, or as whoever connected.
-            speaker = self._credentials.get(bytes.fromhex(content.get("as", "")))
-            result = await method(self, content, speaker or self._user)
-            reply = {"result": result}
-        except StorageError as error:
-            reply = protocol.pack_error(error)
-        except AcademyError as error:
-            if not self._session.open:
-                return  # the client asks again through its next connection
-            reply = protocol.pack_error(error)
-        except _SENSELESS as error:
-            raise ProtocolError(f"a call that makes no sense: {error!r}") from error
-        self._writer.put(protocol.numbered(protocol.REPLY, number, reply))
-        if method is Connection._attach:
-            uids = [UUID(item["uid"]).bytes for item in content["mailboxes"]]
-            self._broker.start(self._session, uids)
-
-    # --- calls
-
-    async def _register(self, call: dict[str, Any], by: Credentials) -> Any:
-        if "token" in call:
-            by = self._server.authority.verify(call["token"])
-        records = [_record(item, by.subject) for item in call["mailboxes"]]
-        await self._broker.register(records)
-        return [self._token(record, by) for record in records]
-
-    def _token(self, record: MailboxRecord, by: Credentials) -> str | None:
-        # A user's mailbox speaks with the user's rights, an agent's with its own.
-        if by.mailbox is None and not record.agent:
-            return self._server.authority.user_token(by.subject)
-        return self._server.authority.mailbox_token(record.uid)
-
-    async def _attach(self, call: dict[str, Any], by: Credentials) -> Any:
-        return await asyncio.gather(*map(self._attach_one, call["mailboxes"]))
-
-    async def _attach_one(self, item: dict[str, Any]) -> dict[str, Any] | None:
-        uid = UUID(item["uid"]).bytes
-        try:
-            token = item.get("token")
-            credentials = self._server.authority.verify(token) if token else self._user
-            creator = self._broker.creator(uid)
-            if creator and not credentials.may_attach(uid, creator):
-                raise ForbiddenError("the token does not open this mailbox")
-            await self._broker.attach(
-                self._session,
-                uid,
-                bytes.fromhex(item["incarnation"]),
-                resume=bool(item.get("resume")),
-                held=[bytes.fromhex(tag) for tag in item.get("held", ())],
-            )
-            self._credentials[uid] = credentials
-        except StorageError:
-            raise  # it says nothing about this mailbox: to be tried again
-        except AcademyError as error:
-            return protocol.pack_error(error)
-        return None
-
-    async def _detach(self, call: dict[str, Any], by: Credentials) -> None:
-        uid = UUID(call["uid"]).bytes
-        self._credentials.pop(uid, None)
-        released = [int(number) for number in call.get("released", ())]
-        await self._broker.detach(self._session, uid, released)
-
-    async def _terminate(self, call: dict[str, Any], by: Credentials) -> None:
-        uid = UUID(call["uid"]).bytes
-        creator = self._broker.creator(uid)
-        if creator and not by.may_terminate(uid, creator):
-            raise ForbiddenError(
-                "a mailbox's token terminates its own and its children"
-            )
-        await self._broker.terminate(uid, bytes.fromhex(call.get("as", "")))
-
-    async def _status(self, call: dict[str, Any], by: Credentials) -> str:
-        return self._broker.status(UUID(call["uid"]).bytes).value
-
-    async def _silence(self, call: dict[str, Any], by: Credentials) -> float | None:
-        return self._broker.silence(UUID(call["uid"]).bytes)
-
-    async def _touch(self, call: dict[str, Any], by: Credentials) -> None:
-        self._broker.touch(UUID(call["uid"]).bytes)
-
-    async def _stats(self, call: dict[str, Any], by: Credentials) -> dict[str, int]:
-        return asdict(self._broker.stats(UUID(call["uid"]).bytes))
-
-    async def _discover(self, call: dict[str, Any], by: Credentials) -> Any:
-        found = self._broker.discover(call["agent"], bool(call["allow_subclasses"]))
-        return [[record.uid.hex(), record.name] for record in found]
-
-    # --- what the broker says (Consumer)
-
-    def deliver(self, envelope: Envelope) -> None:
-        payload = envelope.payload
-        size = len(payload)
-        flags = envelope.flags
-        if envelope.redelivered:
-            flags |= protocol.REDELIVERED
-        head = protocol.message_head(
-            protocol.DELIVER,
-            flags,
-            envelope.number,
-            0,
-            envelope.dest,
-            envelope.src,
-            envelope.tag,
-            size,
-        )
-        self._writer.put_parts(size + _HEAD, head, payload)
-
-    def confirm(self, sequence: int) -> None:
-        self._stored = sequence
-        if self._awaited:
-            self._awaited = False
-            self._writer.put(self._confirmation())
-        else:
-            self._writer.later()
-
-    def _confirmation(self) -> bytes:
-        sequence, self._stored = self._stored, 0
-        return protocol.confirm(sequence) if sequence else b""
-
-    def refuse(self, sequence: int, tag: bytes, error: AcademyError) -> None:
-        self._writer.put(protocol.refuse(sequence, tag, error))
-
-    def lost(self, uid: bytes, error: AcademyError) -> None:
-        self._credentials.pop(uid, None)
-        self._writer.put(protocol.lost(uid, error))
-
-    def reset(self, error: AcademyError) -> None:
-        closing = self.close(WSCloseCode.SERVICE_RESTART, str(error))
-        self._closing = asyncio.get_running_loop().create_task(closing)
-
-
-def _record(item: dict[str, Any], creator: str) -> MailboxRecord:
-    name, classes = item.get("name"), tuple(item.get("classes", ()))
-    for text in classes if name is None else (name, *classes):
-        text.encode()  # it is text, and such as can be stored
-    uid = UUID(item["uid"]).bytes
-    return MailboxRecord(uid, bool(item["agent"]), name, classes, creator=creator)
-
-
-_METHODS: dict[str, Method] = {
-    "register": Connection._register,
-    "attach": Connection._attach,
-    "detach": Connection._detach,
-    "terminate": Connection._terminate,
-    "status": Connection._status,
-    "silence": Connection._silence,
-    "touch": Connection._touch,
-    "stats": Connection._stats,
-    "discover": Connection._discover,
-}
-
-
-def _method(content: Any) -> Method:
-    try:
-        return _METHODS[content["method"]]
-    except _SENSELESS as error:
-        raise ProtocolError(f"a call that makes no sense: {error!r}") from error

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from academy.exchange.broker import Limits
 from academy.exchange.cloud.auth import Authority, OpenAuthority, TokenAuthority
 from academy.exchange.cloud.credentials import signing_key
+from academy.exchange.mailbox import Limits
 from academy.home import local_directory, private_directory
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class BackendConfig(_Section):
 
 
 class LimitsConfig(_Section):
-    """What the exchange refuses (see `academy.exchange.broker.Limits`)."""
+    """What the exchange refuses (see `academy.exchange.mailbox.Limits`)."""
 
     max_message_bytes: int = Field(default=Limits.max_message_bytes, gt=0)
     max_mailbox_messages: int = Field(default=Limits.max_mailbox_messages, gt=0)

@@ -1,0 +1,122 @@
+"""Mailboxes and sessions while a broker runs: state without rules."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+from academy.exception import AcademyError
+from academy.exchange.store import Envelope, MailboxRecord
+from academy.identifier import EntityId, entity_id
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a broker refuses, and how far it runs ahead of a consumer.
+
+    Attributes:
+        max_message_bytes: largest message.
+        max_mailbox_messages: unsettled messages one mailbox may hold.
+        max_mailbox_bytes: their bytes.
+        window_messages: messages on their way to one consumer, not yet received.
+        window_bytes: their bytes.
+    """
+
+    max_message_bytes: int = 100_000_000
+    max_mailbox_messages: int = 1_000_000
+    max_mailbox_bytes: int = 10_000_000_000
+    window_messages: int = 4096
+    window_bytes: int = 64_000_000
+
+
+class Consumer(Protocol):
+    """The far end of a session. No call may block or raise."""
+
+    def deliver(self, envelope: Envelope) -> None:
+        """Take a message for one of the attached mailboxes."""
+
+    def confirm(self, sequence: int) -> None:
+        """Everything up to this sequence number is stored or was refused."""
+
+    def refuse(self, sequence: int, tag: bytes, error: AcademyError) -> None:
+        """A message was not stored, and why."""
+
+    def lost(self, uid: bytes, error: AcademyError) -> None:
+        """A mailbox is no longer this consumer's."""
+
+    def reset(self, error: AcademyError) -> None:
+        """The session is over; it may connect again."""
+
+
+class Mailbox:
+    """A mailbox while the broker runs: what is stored of it, and who consumes it.
+
+    Invariant: `leased` names exactly the messages delivered to the attached
+    incarnation and not settled (number -> size << 1 | is
+    response); `behind` is true when the
+    store has more.
+    """
+
+    __slots__ = (
+        "behind",
+        "bytes",
+        "completed",
+        "count",
+        "cursor",
+        "incoming",
+        "leased",
+        "outgoing",
+        "record",
+        "seen",
+        "session",
+    )
+
+    def __init__(self, record: MailboxRecord, count: int = 0, size: int = 0) -> None:
+        self.record = record
+        self.count = count
+        self.bytes = size
+        self.session: Session | None = None
+        self.seen: float | None = None
+        self.leased: dict[int, int] = {}
+        self.cursor = 0
+        self.behind = False
+        self.incoming = self.outgoing = self.completed = 0
+
+    @property
+    def id(self) -> EntityId:
+        """The owner's id."""
+        record = self.record
+        return entity_id(record.agent, record.uid, record.name)
+
+
+class Session:
+    """One consumer's link; it may be attached to many mailboxes.
+
+    `in_flight` are the deliveries whose receipt was not acknowledged, oldest first.
+    """
+
+    __slots__ = (
+        "attached",
+        "behind",
+        "consumer",
+        "in_flight",
+        "open",
+        "room_bytes",
+        "room_messages",
+        "uid",
+    )
+
+    def __init__(self, uid: bytes, consumer: Consumer, limits: Limits) -> None:
+        self.uid = uid
+        self.consumer = consumer
+        self.attached: dict[bytes, Mailbox] = {}
+        self.in_flight: deque[tuple[Mailbox, Envelope]] = deque()
+        self.behind: set[Mailbox] = set()
+        self.room_messages = limits.window_messages
+        self.room_bytes = limits.window_bytes
+        self.open = True
+
+    def has_room(self) -> bool:
+        """Whether the credit window lets another message through."""
+        return self.room_messages > 0 and self.room_bytes > 0
