@@ -150,19 +150,18 @@ async def test_what_an_agent_failed_of_is_told_with_its_traceback(
 
 
 async def test_an_agent_whose_module_is_missing_fails_alone(
-    manager: Manager, http_exchange: HttpExchangeFactory
+    http_exchange: HttpExchangeFactory,
 ) -> None:
-    neighbour = await manager.launch(Counter)
-    client = manager.exchange_client
-    registration = await client.register_agent(Counter)
-    by_reference = b"\x80\x05cno_such_package.agents\nThing\n."
-    spec = AgentSpec(by_reference, http_exchange, registration, RuntimeConfig())
-    executor = manager._executors["default"]
-    assert executor is not None
-    future = executor.submit(run_agent, spec.pack())
-    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
-        await asyncio.wrap_future(future)
-    assert await neighbour.add() == 1
+    executor = EventLoopExecutor(pool(1))
+    async with await Manager.from_exchange_factory(http_exchange, executor) as manager:
+        neighbour = await manager.launch(Counter)
+        registration = await manager.register_agent(Counter)
+        by_reference = b"\x80\x05cno_such_package.agents\nThing\n."
+        spec = AgentSpec(by_reference, http_exchange, registration, RuntimeConfig())
+        future = executor.submit(run_agent, spec.pack())
+        with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+            await asyncio.wrap_future(future)
+        assert await neighbour.add() == 1
 
 
 async def test_a_killed_worker_fails_exactly_its_agents(manager: Manager) -> None:
