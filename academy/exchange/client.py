@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 AgentT = TypeVar("AgentT", bound="Agent")
 RequestHandler = Callable[[Message], "Awaitable[None] | None"]
 
-_TERMINATE_PATIENCE = 10.0
-"""Seconds that a user client waits for an exchange that is away, when it closes."""
+TERMINATE_PATIENCE = 10.0
+"""Seconds that an entity that ends waits for an exchange that is away."""
 
 exchange_context: ContextVar[ExchangeClient] = ContextVar("exchange_context")
 """The client that handles use when none is pinned to them."""
@@ -182,6 +182,21 @@ class ExchangeClient(NoPickleMixin):
         """Terminate a mailbox for good; unknown ids are ignored."""
         await self._transport.terminate(uid)
 
+    async def retire(self) -> None:
+        """Terminate this client's own mailbox.
+
+        Raises:
+            ExchangeError: the exchange refuses, or is away for longer than 10 s.
+        """
+        try:
+            async with asyncio.timeout(TERMINATE_PATIENCE):
+                await self._transport.terminate(self.client_id)
+        except TimeoutError as error:
+            raise ExchangeError(
+                f"The mailbox of {self.client_id} was not terminated: its exchange has "
+                f"not answered for {TERMINATE_PATIENCE:.0f} s."
+            ) from error
+
     async def agent_stats(self, uid: EntityId) -> AgentStats:
         """Return the message counts of an entity."""
         return await self._transport.agent_stats(uid)
@@ -254,10 +269,9 @@ class UserExchangeClient(ExchangeClient):
             return
         try:
             if self._lost is None:
-                async with asyncio.timeout(_TERMINATE_PATIENCE):
-                    await self._transport.terminate(self.client_id)
-        except (ExchangeError, TimeoutError) as error:
-            logger.warning("could not terminate %s: %r", self.client_id, error)
+                await self.retire()
+        except ExchangeError as error:
+            logger.warning("%s", error)
         finally:
             await super().close()
 

@@ -347,7 +347,7 @@ class Runtime(Generic[AgentT]):
                 config.terminate_on_success if good else config.terminate_on_error
             )
         if terminate:
-            await client.terminate(self.agent_id)
+            await client.retire()
 
     def _raise(
         self, error: BaseException | None, interruption: BaseException | None

@@ -18,6 +18,7 @@ import pytest
 
 from academy.exception import (
     ExchangeConnectionError,
+    ExchangeError,
     ForbiddenError,
     MailboxFullError,
     MessageTooLargeError,
@@ -31,6 +32,7 @@ from academy.exchange import (
 )
 from academy.exchange.cloud import protocol
 from academy.message import ActionRequest, Message, SuccessResponse
+from academy.runtime import Runtime
 from tests.support.agents import Adder
 from tests.support.server import ExchangeServer, free_port
 
@@ -302,3 +304,16 @@ def test_a_spawned_exchange_ends_when_its_parent_is_killed(tmp_path: Path) -> No
         parent.send_signal(signal.SIGKILL)
         gone, _ = psutil.wait_procs([exchange], timeout=20)
         assert gone == [exchange]
+
+
+async def test_an_agent_that_ends_gives_an_exchange_up_that_is_gone(
+    server: ExchangeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("academy.exchange.client.TERMINATE_PATIENCE", 0.1)
+    factory = server.factory()
+    async with await factory.create_user_client() as user:
+        registration = await user.register_agent(Adder)
+        runtime = Runtime(Adder(), exchange_factory=factory, registration=registration)
+        with pytest.raises(ExchangeError, match="was not terminated"):
+            async with runtime:
+                await asyncio.to_thread(server.kill)
