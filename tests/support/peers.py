@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from academy.exception import AcademyError, StorageError
-from academy.exchange.broker import Broker, Session
+from academy.exchange.broker import Broker
+from academy.exchange.mailbox import Session
 from academy.exchange.store import (
     FROM_AGENT,
     RESPONSE,

@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from academy.exchange import HttpExchangeFactory
+from academy.exchange import ExchangeClientConfig, HttpExchangeFactory
 from academy.exchange.cloud.auth import TokenAuthority
 from academy.exchange.cloud.config import AuthConfig
 
@@ -84,6 +84,8 @@ class ExchangeServer:
         """Make a factory, at the port of a proxy if one is given."""
         url = f"http://127.0.0.1:{port or self.port}"
         options.setdefault("token", self.authority.user_token("tester"))
+        if heartbeat := options.pop("heartbeat", None):
+            options["config"] = ExchangeClientConfig(heartbeat_interval=heartbeat)
         return HttpExchangeFactory(url, **options)
 
     def start(self, *arguments: str) -> None:
@@ -107,6 +109,10 @@ class ExchangeServer:
         watchdog.cancel()
         watchdog.join()
         assert line.strip() == self.url, self.log.read_text()
+
+    def shoot(self) -> None:
+        """Send SIGKILL at once; `kill` or `restart` is to follow."""
+        os.kill(self.pid, signal.SIGKILL)
 
     def kill(self) -> None:
         """End it without a chance to do anything about it."""

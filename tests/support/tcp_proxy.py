@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
 
@@ -15,7 +16,7 @@ class TcpProxy:
     Attributes:
         port: where it listens.
         delay: seconds that each piece of data takes in either direction.
-        budget: bytes that each new connection lives for, both directions taken
+        budget: says how many bytes a new connection lives for, both directions taken
             together; None is for ever.
         accepted: connections so far.
     """
@@ -23,9 +24,10 @@ class TcpProxy:
     def __init__(self, target: int) -> None:
         self.port = 0
         self.delay = 0.0
-        self.budget: int | None = None
+        self.budget: Callable[[], int] | None = None
         self.accepted = 0
         self._target = target
+        self._arrival = asyncio.Condition()
         self._open = asyncio.Event()
         self._open.set()
         self._connections: set[_Connection] = set()
@@ -60,11 +62,22 @@ class TcpProxy:
         """Forward again what has been kept meanwhile."""
         self._open.set()
 
+    def heal(self) -> None:
+        """Let connections live that come from now on."""
+        self.budget = None
+
+    async def has_accepted(self, count: int) -> None:
+        """Wait for so many connections, counted from the beginning."""
+        async with self._arrival:
+            await self._arrival.wait_for(lambda: self.accepted >= count)
+
     async def _accept(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        self.accepted += 1
-        connection = _Connection(writer, self.budget)
+        async with self._arrival:
+            self.accepted += 1
+            self._arrival.notify_all()
+        connection = _Connection(writer, self.budget and self.budget())
         self._connections.add(connection)
         try:
             await self._serve(connection, reader, writer)

@@ -27,7 +27,8 @@ from academy.exception import (
     StorageError,
     SupersededError,
 )
-from academy.exchange.broker import Broker, Limits, Session
+from academy.exchange.broker import Broker
+from academy.exchange.mailbox import Limits, Session
 from academy.exchange.mailbox_status import MailboxStatus
 from academy.exchange.store import FROM_AGENT, RESPONSE, TO_AGENT, Envelope, Store
 from academy.exchange.store.memory import MemoryStore

@@ -113,6 +113,8 @@ class Link:
         self._resuming = 0
         self._attached: dict[bytes, Attachment] = {}
         self._writer: Writer | None = None
+        self._welcomed = False
+        self._given_up = False
         self._limit = 0
         self._error: AcademyError | None = None
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -138,13 +140,20 @@ class Link:
 
     async def close(self) -> None:
         """Disconnect, after what was posted is confirmed (10 s at most)."""
-        try:
-            await asyncio.wait_for(self._outbox.drained(), _CLOSE_PATIENCE)
-        except TimeoutError:
-            logger.error("%s did not confirm all messages", self._factory.url)
+        await self._drained()
         self._task.cancel()
         await asyncio.wait([self._task])
         self._fail(ExchangeError(f"the connection to {self._factory.url} was closed"))
+
+    async def _drained(self) -> None:
+        """Wait until what was posted is confirmed, unless that was in vain before."""
+        if self._given_up:
+            return
+        try:
+            await asyncio.wait_for(self._outbox.drained(), _CLOSE_PATIENCE)
+        except TimeoutError:
+            self._given_up = True
+            logger.error("%s did not confirm all messages", self._factory.url)
 
     async def _run(self) -> None:
         url = self._factory.url
@@ -153,14 +162,16 @@ class Link:
                 ws = await self._connect(http, self._patience)
                 pause = _FIRST_PAUSE
                 while True:
+                    self._welcomed = False
                     reason = await self._use(ws)
                     logger.warning("lost %s: %s", url, reason)
-                    if ws.close_code == aiohttp.WSCloseCode.SERVICE_RESTART:
-                        # It is there, but could not store what it was given.
+                    restarting = ws.close_code == aiohttp.WSCloseCode.SERVICE_RESTART
+                    if self._welcomed and not restarting:
+                        pause = _FIRST_PAUSE
+                    else:
+                        # Something is there, but cannot do its work for now.
                         await asyncio.sleep(pause * random.uniform(0.5, 1))
                         pause = min(pause * 2, _LONGEST_PAUSE)
-                    else:
-                        pause = _FIRST_PAUSE
                     ws = await self._connect(http, self._factory.reconnect_timeout_s)
                     logger.info("connected to %s again", url)
         except AcademyError as error:
@@ -281,6 +292,8 @@ class Link:
         for sent in unsent:
             writer.put(sent.record)
         self._writer = writer
+        self._welcomed = True
+        self._given_up = False
         if not self._ready.done():
             self._ready.set_result(None)
 
@@ -442,8 +455,7 @@ class Link:
         if self._attached.get(uid) is not box:
             return
         # Attached until it is confirmed, since only who is attached may send it again.
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._outbox.drained(), _CLOSE_PATIENCE)
+        await self._drained()
         if self._attached.get(uid) is not box:
             return
         del self._attached[uid]
