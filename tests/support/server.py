@@ -11,6 +11,8 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +124,15 @@ class ExchangeServer:
         """Ask it to end; return its exit code."""
         return self._end(signal.SIGTERM)
 
-    def _end(self, number: signal.Signals) -> int:
+    def wait(self) -> int:
+        """Wait until it has ended by itself; return its exit code."""
+        return self._end(None)
+
+    def _end(self, number: signal.Signals | None) -> int:
         process, self.process = self.process, None
         assert process is not None
-        process.send_signal(number)
+        if number is not None:
+            process.send_signal(number)
         code = process.wait()
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
@@ -136,6 +143,14 @@ class ExchangeServer:
         """Kill it and start it again on what it has stored."""
         await asyncio.to_thread(self.kill)
         await asyncio.to_thread(self.start)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """End what was started before."""
+        try:
+            yield
+        finally:
+            self.__exit__()
 
     def __enter__(self) -> ExchangeServer:
         self.start()

@@ -87,6 +87,8 @@ class Connection:
         )
         try:
             async for message in self._ws:
+                if message.type is WSMsgType.ERROR:
+                    raise ProtocolError(str(message.data))
                 if message.type is not WSMsgType.BINARY:
                     raise ProtocolError(
                         f"a {message.type.name} message is not expected"
