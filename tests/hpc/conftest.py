@@ -60,22 +60,19 @@ def breakable_hosts(
     pytestconfig: pytest.Config,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[NetnsLab]:
-    """The same, with nodes that are hosts; Slurm notices soon when one has died."""
-    notice = "SlurmdTimeout=2"
-    with _new_hosts(tmp_path_factory, pytestconfig, notice) as lab:
+    """The same, with nodes that are hosts of their own."""
+    with _new_hosts(tmp_path_factory, pytestconfig) as lab:
         _enter(lab, monkeypatch)
         yield lab
 
 
 def _new_hosts(
-    tmp_path_factory: pytest.TempPathFactory,
-    pytestconfig: pytest.Config,
-    extra: str = "",
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> NetnsLab:
     _skip_without(NetnsLab)
     # What a cluster has on its shared file system: homes, and this package.
     shared = (tmp_path_factory.getbasetemp(), pytestconfig.rootpath, Path(sys.prefix))
-    return NetnsLab(nodes=3, shared=shared, extra=extra)
+    return NetnsLab(nodes=3, shared=shared)
 
 
 def _skip_without(lab: type[SlurmLab]) -> None:

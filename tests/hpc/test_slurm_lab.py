@@ -16,6 +16,9 @@ from tests.support.slurm import NetnsLab, SlurmLab, until
 
 pytestmark = pytest.mark.hpc
 
+# What our jobs sleep is told from the sleep of others by its length.
+NIGHT = f"613.{os.getpid()}"
+
 
 def test_a_job_runs_on_all_nodes(slurm: SlurmLab) -> None:
     names = slurm.run("srun", "-N4", "printenv", "SLURMD_NODENAME")
@@ -68,10 +71,9 @@ def test_clusters_do_not_see_each_other(slurm: SlurmLab, hosts: NetnsLab) -> Non
 
 def test_a_node_without_power_takes_its_jobs_along(breakable_slurm: SlurmLab) -> None:
     lab = breakable_slurm
-    job = lab.run(
-        "sbatch", "--parsable", "-o/dev/null", "-wn1", "--wrap=exec sleep 613"
-    )
-    [sleeping] = until(lambda: processes("sleep", "613"), "the job to run")
+    submit = ("sbatch", "--parsable", "-o/dev/null", "-wn1")
+    job = lab.run(*submit, f"--wrap=exec sleep {NIGHT}")
+    [sleeping] = until(lambda: processes("sleep", NIGHT), "the job to run")
     lab.power_off(1)
     assert not sleeping.is_running()
     assert lab.jobs() == {job.strip(): "RUNNING"}, "somebody has told Slurm"
@@ -90,7 +92,7 @@ import sys
 from tests.support.slurm import NetnsLab, SlurmLab
 
 with {kind}(nodes=2) as lab:
-    lab.run("sbatch", "-N2", "-o/dev/null", "--wrap=srun setsid sleep 614")
+    lab.run("sbatch", "-N2", "-o/dev/null", "--wrap=srun setsid sleep {night}")
     print(lab.directory, lab._link_prefix(), flush=True)
     sys.stdin.read()
 """
@@ -100,7 +102,7 @@ with {kind}(nodes=2) as lab:
 def test_nothing_is_left_when_the_test_run_is_killed(kind: type[SlurmLab]) -> None:
     if (reason := kind.missing()) is not None:
         pytest.skip(reason)
-    program = STARTS_A_CLUSTER.format(kind=kind.__name__)
+    program = STARTS_A_CLUSTER.format(kind=kind.__name__, night=NIGHT)
     with subprocess.Popen(
         [sys.executable, "-c", program],
         stdin=subprocess.PIPE,
@@ -110,7 +112,7 @@ def test_nothing_is_left_when_the_test_run_is_killed(kind: type[SlurmLab]) -> No
         assert process.stdout is not None
         line = process.stdout.readline()
         directory, *links = line.split()
-        until(lambda: len(processes("sleep", "614")) == 2, "the job to run")
+        until(lambda: len(processes("sleep", NIGHT)) == 2, "the job to run")
         started = psutil.Process(process.pid).children(recursive=True)
         assert len(started) > 6
         process.send_signal(signal.SIGKILL)
