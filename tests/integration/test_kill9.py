@@ -44,26 +44,56 @@ def senders(
     return [own_connection(exchange, name, port, **options) for name in names]
 
 
-@pytest.mark.parametrize("durability", ["process", "power"])
-async def test_the_exchange_is_killed_in_mid_traffic(
-    tmp_path: Path, server: Server, durability: str
-) -> None:
-    folder = tmp_path / "exchange"
+def exchange_with(folder: Path, durability: str) -> ExchangeServer:
     backend = {"path": str(folder / "exchange.db"), "durability": durability}
+    return ExchangeServer(folder, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("durability", "moments"),
+    [("process", [1, 150, 333, 500, 777, 995]), ("power", [250, 750])],
+)
+async def test_the_exchange_is_killed_in_mid_traffic(
+    tmp_path: Path, server: Server, durability: str, moments: list[int]
+) -> None:
     restarts = []
-    with ExchangeServer(folder, backend=backend) as exchange:
+    with exchange_with(tmp_path / "exchange", durability) as exchange:
 
         def kill() -> None:
             exchange.shoot()
             restarts.append(asyncio.ensure_future(exchange.restart()))
 
-        server.at = dict.fromkeys([1, 150, 333, 500, 777, 995], kill)
+        server.at = dict.fromkeys(moments, kill)
         registration = await register(exchange.factory())
         await server.start(own_connection(exchange, "agent"), registration)
         await calls_from(senders(exchange), registration, server)
         await asyncio.gather(*restarts)
 
-    assert len(restarts) == 6
+    assert len(restarts) == len(moments)
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+async def test_the_exchange_is_stopped_and_started_in_mid_traffic(
+    tmp_path: Path, server: Server, durability: str
+) -> None:
+    codes = []
+    restarts = []
+    with exchange_with(tmp_path / "exchange", durability) as exchange:
+
+        async def restart() -> None:
+            codes.append(await asyncio.to_thread(exchange.stop))
+            await asyncio.to_thread(exchange.start)
+
+        def begin() -> None:
+            restarts.append(asyncio.ensure_future(restart()))
+
+        server.at = dict.fromkeys([100, 600], begin)
+        registration = await register(exchange.factory())
+        await server.start(own_connection(exchange, "agent"), registration)
+        await calls_from(senders(exchange), registration, server)
+        await asyncio.gather(*restarts)
+
+    assert codes == [0, 0]
 
 
 async def test_every_connection_is_cut_again_and_again(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from aiohttp import WSCloseCode, web
 
@@ -51,7 +52,9 @@ class Server:
         await self.broker.close()
 
     async def _disconnect_all(self, _: web.Application) -> None:
-        await self.broker.settle()
+        # So long that confirmations go out; who keeps sending must not keep us.
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.broker.settle(), 1)
         closing = [c.close(WSCloseCode.GOING_AWAY) for c in self._connections]
         await asyncio.gather(*closing, return_exceptions=True)
 
