@@ -529,6 +529,27 @@ async def test_a_response_whose_receipt_was_lost_comes_again(
     assert await stored(store, alice) == []
 
 
+async def test_nothing_comes_before_a_client_knows_that_it_is_attached(
+    broker: Broker, alice: Peer
+) -> None:
+    bob = await peer(broker, attached=False)
+    alice.request(bob.uid, b"before")
+    bob.connect()
+    await broker.attach(bob.session, bob.uid, bob.incarnation)
+    alice.request(bob.uid, b"meanwhile")
+    bob.acknowledge(0)
+    await broker.settle()
+    assert bob.inbox == []
+
+    broker.start(bob.session, [bob.uid])
+    alice.request(bob.uid, b"after")
+    await broker.settle()
+    broker.start(bob.session, [bob.uid, alice.uid])
+    await broker.settle()
+
+    assert bob.payloads() == [b"before", b"meanwhile", b"after"]
+
+
 async def test_only_registered_and_live_mailboxes_can_be_attached(
     broker: Broker, bob: Peer
 ) -> None:
