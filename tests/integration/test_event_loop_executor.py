@@ -24,7 +24,7 @@ from academy.exception import AgentTerminatedError, ExchangeError
 from academy.exchange.cloud import HttpExchangeFactory
 from academy.executors import base
 from academy.executors.event_loop import EventLoopExecutor
-from academy.executors.host import EventLoopHost
+from academy.executors.event_loop.host import EventLoopHost
 from academy.handle import Handle
 from academy.launch import AgentInterruptedError, AgentSpec, run_agent
 from academy.manager import Manager

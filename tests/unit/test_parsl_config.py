@@ -22,8 +22,8 @@ from parsl.providers import SlurmProvider
 from academy.executors import base
 from academy.executors.config import load_executors
 from academy.executors.parsl import ParslExecutor, local_config, read_config
-from academy.executors.parsl_config import fresh_config, fresh_executor
-from academy.executors.parsl_tasks import run_task, task_specification
+from academy.executors.parsl.config import fresh_config, fresh_executor
+from academy.executors.parsl.tasks import run_task, task_specification
 
 # Parsl does not close the sockets with which it asks for this machine's addresses.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -310,7 +310,7 @@ def test_a_pool_of_the_standard_library_takes_no_submit_kwargs() -> None:
 
 
 def test_workers_import_no_parsl_to_run_a_task() -> None:
-    assert run_task.__module__ == "academy.executors.parsl_tasks"
+    assert run_task.__module__ == "academy.executors.parsl.tasks"
     assert "parsl" not in vars(sys.modules[run_task.__module__])
 
 

@@ -18,10 +18,10 @@ from parsl.config import Config
 from parsl.dataflow.dflow import DataFlowKernel
 from parsl.executors.base import ParslExecutor as ParslEngine
 
-from academy.executors.parsl_blocks import LocalBlocks
-from academy.executors.parsl_config import fresh_config, fresh_executor
-from academy.executors.parsl_future import TaskFuture
-from academy.executors.parsl_tasks import NATIVE, run_task
+from academy.executors.parsl.config import fresh_config, fresh_executor
+from academy.executors.parsl.future import TaskFuture
+from academy.executors.parsl.leftovers import LocalBlocks
+from academy.executors.parsl.tasks import NATIVE, run_task
 from academy.home import private_directory
 
 logger = logging.getLogger(__name__)

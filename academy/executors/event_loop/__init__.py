@@ -12,7 +12,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future
 from typing import Any
 
 from academy.executors import base
-from academy.executors.hosts import HostGroup, Hosting
+from academy.executors.event_loop.hosts import HostGroup, Hosting
 from academy.launch import AgentSpec, run_agent
 
 logger = logging.getLogger(__name__)

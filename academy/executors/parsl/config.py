@@ -24,7 +24,7 @@ from parsl.providers import LocalProvider
 from parsl.providers.base import ExecutionProvider
 from parsl.providers.cluster_provider import ClusterProvider
 
-from academy.executors import parsl_interchange
+from academy.executors.parsl import interchange
 
 T = TypeVar("T")
 
@@ -236,7 +236,7 @@ def _fresh_htex(executor: HighThroughputExecutor) -> HighThroughputExecutor:
         fresh.interchange_launch_cmd = [
             sys.executable,
             "-P",  # The script's directory holds a module of the name parsl.
-            parsl_interchange.__file__,
+            interchange.__file__,
             str(os.getpid()),
         ]
     else:

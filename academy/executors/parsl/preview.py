@@ -14,8 +14,8 @@ from parsl.executors import HighThroughputExecutor
 from parsl.providers import CondorProvider, LocalProvider
 from parsl.providers.cluster_provider import ClusterProvider
 
-from academy.executors.parsl_config import fresh_executor
-from academy.executors.parsl_tasks import NATIVE
+from academy.executors.parsl.config import fresh_executor
+from academy.executors.parsl.tasks import NATIVE
 
 UNKNOWN_PORT = "PORT"
 

@@ -21,14 +21,14 @@ from parsl.launchers import SimpleLauncher
 from parsl.providers import LocalProvider
 
 from academy.executors.base import AgentExecutor, unknown_key
-from academy.executors.parsl_config import (
+from academy.executors.parsl.config import (
     DEFAULT_RUN_DIR,
     local_config,
     read_config,
 )
-from academy.executors.parsl_kernel import Kernel
-from academy.executors.parsl_preview import preview
-from academy.executors.parsl_tasks import task_specification
+from academy.executors.parsl.kernel import Kernel
+from academy.executors.parsl.preview import preview
+from academy.executors.parsl.tasks import task_specification
 from academy.home import get_academy_home
 
 __all__ = ["ParslExecutor", "local_config", "read_config"]

@@ -19,8 +19,8 @@ from academy.exception import (
     MessageTooLargeError,
     PingCancelledError,
 )
+from academy.executors.event_loop.host import EventLoopHost
 from academy.executors.futures import end_of, submit, withdraw
-from academy.executors.host import EventLoopHost
 from academy.handle import Handle
 from academy.launch import AgentSpec, run_agent
 from academy.runtime import RuntimeConfig
