@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
+from datetime import datetime
 from typing import Any
+
+from academy.scheduler.job import JobInfo
 
 
 class AgentExecutor(Executor, ABC):
@@ -32,7 +35,8 @@ class AgentExecutor(Executor, ABC):
     `BrokenExecutor`. Either way all futures are done in the end. Calling it again is
     fine.
 
-    When its process is killed, what the executor has started ends by itself, soon.
+    When its process is killed, what the executor has started ends by itself, soon,
+    unless it says otherwise.
     """
 
     @abstractmethod
@@ -51,10 +55,43 @@ class AgentExecutor(Executor, ABC):
             ValueError: As from `validate`.
         """
 
+    def ask_scheduler(self, **submit_kwargs: Any) -> datetime | None:
+        """Have the scheduler check what `validate` has accepted; takes a while.
+
+        Returns:
+            When a job of this kind would start, as far as the scheduler tells.
+
+        Raises:
+            ValueError: The scheduler would refuse it, or never start it; in its words.
+        """
+        self.validate(**submit_kwargs)
+        return None
+
     @property
     @abstractmethod
     def max_workers(self) -> int | None:
         """How many tasks can run at a time, or None if nobody can tell."""
+
+    def submit_together(
+        self, fn: Any, /, arguments: Sequence[tuple[Any, ...]], **submit_kwargs: Any
+    ) -> list[Future[Any]]:
+        """Run `fn(*args)` for each tuple: all that is launched as one batch."""
+        return [self.submit(fn, *args, **submit_kwargs) for args in arguments]
+
+    def job(self, future: Future[Any]) -> JobInfo | None:
+        """Describe the batch job that a task is in, or waits for; may ask a scheduler.
+
+        Returns:
+            None if there is no job, or nobody can tell which.
+        """
+        return None
+
+    def cancel(self, future: Future[Any]) -> bool:
+        """End a task, with its job if nothing else is in it; tell if that was possible.
+
+        Of a running task it may only say so: the agent's own shutdown is the way then.
+        """
+        return future.cancel()
 
     @abstractmethod
     def submit(self, fn: Any, /, *args: Any, **submit_kwargs: Any) -> Future[Any]:
