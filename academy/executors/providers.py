@@ -6,8 +6,14 @@ through the same ones.
 
 from __future__ import annotations
 
+import copy
+import shlex
+import sysconfig
 from dataclasses import dataclass
 from typing import Any
+
+from parsl.providers import LocalProvider
+from parsl.providers.cluster_provider import ClusterProvider
 
 from academy.executors.resources import ResourceSpec
 
@@ -23,6 +29,27 @@ class Script:
 
     text: str
     command: str
+
+
+def clone(provider: Any) -> Any:
+    """Return a copy with no jobs, whose workers find this Python environment.
+
+    Calling the constructor again would repeat the directives that it adds to
+    scheduler_options. Providers of cloud machines hold live clients and stay shared.
+    """
+    if not isinstance(provider, ClusterProvider | LocalProvider):
+        return provider
+    fresh: Any = copy.copy(provider)
+    fresh.resources = {}
+    worker_init: str = fresh.worker_init
+    scripts = shlex.quote(sysconfig.get_path("scripts"))
+    if worker_init.strip():
+        # What it activates comes first; ours helps if it activates nothing.
+        line = f'export PATH="$PATH":{scripts}\n'
+    else:
+        line = f'export PATH={scripts}:"$PATH"\n'
+    fresh.worker_init = f"{worker_init.rstrip()}\n{line}".lstrip()
+    return fresh
 
 
 def scheduler_of(provider: Any) -> str:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import inspect
 import math
 import os
-import shlex
 import sys
-import sysconfig
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from parsl.config import Config
 from parsl.executors import HighThroughputExecutor
@@ -22,9 +19,9 @@ from parsl.jobs.error_handlers import windowed_error_handler
 from parsl.launchers import SimpleLauncher, SingleNodeLauncher
 from parsl.providers import LocalProvider
 from parsl.providers.base import ExecutionProvider
-from parsl.providers.cluster_provider import ClusterProvider
 
 from academy.executors.parsl import interchange
+from academy.executors.providers import clone
 
 T = TypeVar("T")
 
@@ -219,7 +216,7 @@ def _fresh_htex(executor: HighThroughputExecutor) -> HighThroughputExecutor:
     workers = executor.max_workers_per_node
     fresh = _again(
         executor,
-        provider=_fresh_provider(provider),
+        provider=clone(provider),
         max_workers_per_node=None if math.isinf(workers) else workers,
         # Without an address the constructor asks the network for all there are.
         address=LOOPBACK,
@@ -251,27 +248,6 @@ def _on_this_machine(provider: ExecutionProvider) -> bool:
         and provider.nodes_per_block == 1
         and isinstance(provider.launcher, SingleNodeLauncher | SimpleLauncher)
     )
-
-
-def _fresh_provider(provider: ExecutionProvider) -> ExecutionProvider:
-    """Return a copy with no jobs, whose workers find this Python environment.
-
-    Calling the constructor again would repeat the directives that it adds to
-    scheduler_options. Providers of cloud machines hold live clients and stay shared.
-    """
-    if not isinstance(provider, ClusterProvider | LocalProvider):
-        return provider
-    fresh: Any = copy.copy(provider)
-    fresh.resources = {}
-    worker_init: str = fresh.worker_init
-    scripts = shlex.quote(sysconfig.get_path("scripts"))
-    if worker_init.strip():
-        # What it activates comes first; ours helps if it activates nothing.
-        line = f'export PATH="$PATH":{scripts}\n'
-    else:
-        line = f'export PATH={scripts}:"$PATH"\n'
-    fresh.worker_init = f"{worker_init.rstrip()}\n{line}".lstrip()
-    return cast(ExecutionProvider, fresh)
 
 
 def _again(thing: T, **changes: Any) -> T:
