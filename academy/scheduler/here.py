@@ -56,10 +56,13 @@ def _flux(environment: Mapping[str, str]) -> str:
 
 
 def _pbs_or_torque(scheduler: str, environment: Mapping[str, str]) -> str:
-    """Tell Torque from PBS by the variables which only Torque sets."""
-    if scheduler == "pbs" and any(name in environment for name in _ONLY_TORQUE):
-        return "torque"
-    return scheduler
+    """Tell Torque from PBS, whose jobs have the same variable with their number."""
+    if scheduler != "pbs" or "PBS_JOBDIR" in environment:  # Torque has no such thing.
+        return scheduler
+    version = environment.get("PBS_VERSION", "")
+    # Some sites define PBS_NUM_PPN, which is Torque's, in jobs of PBS.
+    torque = version.startswith("TORQUE") or "PBS_NUM_PPN" in environment
+    return "torque" if torque else "pbs"
 
 
 # The variables that only its jobs have, and the id. Flux comes last because people
@@ -67,6 +70,7 @@ def _pbs_or_torque(scheduler: str, environment: Mapping[str, str]) -> str:
 # Source: https://slurm.schedmd.com/sbatch.html (output environment variables)
 # Source: https://slurm.schedmd.com/job_array.html
 # Source: https://github.com/openpbs/openpbs/blob/master/doc/man1/qsub.1B
+# Source: https://docs.adaptivecomputing.com/torque/4-1-3/Content/topics/commands/qsub.htm
 # Source: https://www.ibm.com/docs/en/spectrum-lsf/10.1.0?topic=variables-environment-set-job-execution
 # Source: https://gridscheduler.sourceforge.net/htmlman/htmlman1/submit.html
 # Source: https://flux-framework.readthedocs.io/projects/flux-core/en/latest/man7/flux-environment.html
@@ -77,5 +81,3 @@ _SCHEDULERS = {
     "grid_engine": (("JOB_ID", "SGE_TASK_ID"), _grid_engine),
     "flux": (("FLUX_JOB_ID",), _flux),
 }
-# Source: http://docs.adaptivecomputing.com/torque/6-1-1/adminGuide/Content/topics/torque/2-jobs/requestingRes.htm
-_ONLY_TORQUE = ("PBS_VNODENUM", "PBS_NUM_PPN", "PBS_NUM_NODES")

@@ -27,7 +27,12 @@ from academy.scheduler.here import place
         ),
         ({"PBS_JOBID": "12.pbs01", "PBS_JOBDIR": "/home/u"}, "pbs", "12.pbs01"),
         ({"PBS_JOBID": "12[3].pbs01"}, "pbs", "12[3].pbs01"),
-        ({"PBS_JOBID": "12.t", "PBS_VNODENUM": "0"}, "torque", "12.t"),
+        ({"PBS_JOBID": "12.t", "PBS_NUM_PPN": "8"}, "torque", "12.t"),
+        ({"PBS_JOBID": "12.t", "PBS_VERSION": "TORQUE-6.1.1"}, "torque", "12.t"),
+        (
+            {"PBS_JOBID": "12.p", "PBS_JOBDIR": "/home/u", "PBS_NUM_PPN": "8"},
+            *("pbs", "12.p"),
+        ),
         ({"LSB_JOBID": "12", "LSB_JOBINDEX": "0"}, "lsf", "12"),
         ({"LSB_JOBID": "12", "LSB_JOBINDEX": "3"}, "lsf", "12[3]"),
         ({"JOB_ID": "12", "SGE_TASK_ID": "undefined"}, "grid_engine", "12"),
