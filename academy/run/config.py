@@ -1,4 +1,4 @@
-"""`python -m academy.run --config agent.toml` runs one agent without a manager.
+"""One agent from a file, without a manager.
 
 The agent keeps its mailbox from run to run: the first one writes what it needs for
 that back into the file, as `[agent_registration]`::
@@ -17,15 +17,12 @@ that back into the file, as `[agent_registration]`::
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import importlib
 import inspect
 import json
 import logging
-import os
 import pickle
-import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -37,15 +34,12 @@ from academy.agent import Agent
 from academy.exception import (
     AcademyError,
     BadEntityIdError,
-    ExchangeError,
     MailboxTerminatedError,
 )
 from academy.exchange.transport import AgentRegistration
 from academy.home import write_private
 from academy.identifier import AgentId
-from academy.launch import new_runner
 from academy.launch.ending import shutdown_from_outside
-from academy.logging.configs.base import level_number
 from academy.runtime import Runtime, RuntimeConfig
 
 if TYPE_CHECKING:
@@ -291,37 +285,3 @@ async def run(config: RunConfig) -> None:
                     "section to get a new one."
                 )
             raise
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run an agent from a file; return the exit code."""
-    parser = argparse.ArgumentParser("python -m academy.run")
-    parser.add_argument("--config", required=True, help="a TOML file")
-    parser.add_argument("--log-level", default="INFO", help="of what goes to stderr")
-    options = parser.parse_args(arguments)
-    try:
-        level = level_number(options.log_level)
-        config = RunConfig.from_toml(options.config)
-    except (OSError, ValueError) as error:
-        print(f"Cannot run: {error}", file=sys.stderr)
-        return 2
-    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=level, format=form)
-    # As with python -m, so that the command finds the same modules.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        with new_runner() as runner:
-            runner.run(run(config))
-    except (RunConfigError, ExchangeError) as error:
-        notes = getattr(error, "__notes__", ())
-        print("Cannot run:", error, *notes, file=sys.stderr)
-        return 2
-    except Exception:
-        logger.exception("the agent failed")
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,142 @@
+"""One task in a directory that a batch job and the launching program share.
+
+The directory holds, all of it for its owner only:
+
+    spec        the function and its arguments, until the job begins
+    taken       the same, from then on until the outcome is there
+    withdrawn   the same, if the launching program took it back before the job began
+    outcome     what the function returned or raised
+    status      exit status of the process, if it shared its job with others
+
+To begin is to rename `spec`, and so is to withdraw: whoever is first has it. A job that
+its scheduler has requeued finds `taken`, and begins again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from academy.home import write_private
+from academy.launch.ending import portable_error
+from academy.serialize import dumps
+
+SPEC = "spec"
+TAKEN = "taken"
+WITHDRAWN = "withdrawn"
+OUTCOME = "outcome"
+STATUS = "status"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended: with a value, or with an error."""
+
+    value: Any = None
+    error: Exception | None = None
+
+
+def write_spec(
+    directory: Path, fn: Callable[..., Any], arguments: tuple[Any, ...]
+) -> Path:
+    """Write what a job is to run into the directory of its task; return the file.
+
+    Raises:
+        PicklingError: The function or an argument does not pickle.
+    """
+    return write_private(directory / SPEC, dumps((fn, arguments)))
+
+
+def withdraw_spec(directory: Path) -> bool:
+    """Keep a task from beginning; tell if that was possible."""
+    try:
+        os.rename(directory / SPEC, directory / WITHDRAWN)
+    except OSError:
+        return False
+    (directory / WITHDRAWN).unlink(missing_ok=True)
+    return True
+
+
+def remove_spec(directory: Path) -> None:
+    """Remove what a task was to run, which holds the token of its mailbox."""
+    for name in (SPEC, TAKEN, WITHDRAWN):
+        with contextlib.suppress(OSError):
+            (directory / name).unlink(missing_ok=True)
+
+
+def read_outcome(directory: Path) -> Outcome | None:
+    """Return how a task ended; None if it has not.
+
+    An outcome that cannot be read here is one too, and says so.
+    """
+    try:
+        packed = (directory / OUTCOME).read_bytes()
+    except OSError:
+        return None
+    try:
+        outcome = pickle.loads(packed)
+    except Exception as error:
+        error.add_note(f"This is the outcome of a batch job, in {directory / OUTCOME}.")
+        return Outcome(error=error)
+    return outcome if isinstance(outcome, Outcome) else Outcome(outcome)
+
+
+def run_task(spec: str | os.PathLike[str]) -> int:
+    """Run what a spec file says, and leave its outcome beside it.
+
+    Returns:
+        The exit code: 0, 1 if the function raised, 2 if there was nothing to run.
+    """
+    directory = Path(spec).absolute().parent
+    packed = _take(directory)
+    if packed is None:
+        print(
+            f"Nothing to run: {spec} was withdrawn, or has run already.",
+            file=sys.stderr,
+        )
+        return 2
+    outcome = _outcome(packed)
+    write_private(directory / OUTCOME, _portable(outcome))
+    remove_spec(directory)
+    return 0 if outcome.error is None else 1
+
+
+def _take(directory: Path) -> bytes | None:
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(directory / SPEC, directory / TAKEN)
+    if (directory / OUTCOME).exists():
+        return None
+    try:
+        return (directory / TAKEN).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _outcome(packed: bytes) -> Outcome:
+    try:
+        fn, arguments = pickle.loads(packed)
+        return Outcome(fn(*arguments))
+    except BaseException as error:
+        # A scheduler that ends a job sends its signals more than once.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        text = "".join(traceback.format_exception(error))
+        print(text, file=sys.stderr, end="")
+        raised = portable_error(error)
+        raised.add_note(f"Traceback on {socket.gethostname()}:\n{text}")
+        return Outcome(error=raised)
+
+
+def _portable(outcome: Outcome) -> bytes:
+    try:
+        return dumps(outcome)
+    except Exception as error:
+        return dumps(Outcome(error=portable_error(error)))

@@ -1,0 +1,7 @@
+"""`python -m academy.run`."""
+
+import sys
+
+from academy.run import main
+
+sys.exit(main())
