@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import time
 
 _POLL_INTERVAL = 0.02
+# Interfaces of bridges and of their ends, by the beginnings of their names: Docker,
+# Podman, LXC, libvirt, Kubernetes.
+_VIRTUAL = ("docker", "br-", "veth", "virbr", "podman", "cni", "lxc", "flannel", "cali")
 
 
 def open_port() -> int:
@@ -97,6 +101,39 @@ def address_by_interface(name: str) -> str:
         f'No network interface "{name}" with an IPv4 address. '
         f"This machine has {_listing(interfaces)}."
     )
+
+
+def reachable_addresses() -> list[str]:
+    """Return the IPv4 addresses at which other machines may reach this one.
+
+    Those of the interfaces that are up, as they come, except that those of virtual
+    networks within this machine (of containers, of virtual machines) are last. Nobody
+    is asked; which of them another machine reaches is for that machine to find out.
+
+    Returns:
+        Without loopback addresses, so nothing on a machine without a network.
+    """
+    import psutil
+
+    up = {name for name, stats in psutil.net_if_stats().items() if stats.isup}
+    found = [
+        (name.startswith(_VIRTUAL), address.address)
+        for name, addresses in psutil.net_if_addrs().items()
+        for address in addresses
+        if address.family == socket.AF_INET and name in up
+    ]
+    found.sort(key=lambda entry: entry[0])  # stable: the order is kept otherwise
+    return [address for _, address in found if not is_loopback(address)]
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a name or address stands for this machine wherever it is used."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _interfaces() -> dict[str, str]:

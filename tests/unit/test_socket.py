@@ -9,7 +9,9 @@ import pytest
 from academy.socket import (
     address_by_hostname,
     address_by_interface,
+    is_loopback,
     open_port,
+    reachable_addresses,
     wait_connection,
 )
 
@@ -102,3 +104,34 @@ def test_a_host_name_without_an_address_is_an_error_that_lists_the_interfaces(
     monkeypatch.setattr(socket, "gethostname", lambda: "node7.invalid")
     with pytest.raises(OSError, match=r'"node7\.invalid".*\(127\.0\.0\.1\)'):
         address_by_hostname()
+
+
+# --- reachable addresses
+
+
+def test_others_may_reach_the_addresses_of_interfaces_that_are_up() -> None:
+    up = {name for name, stats in psutil.net_if_stats().items() if stats.isup}
+    expected = {
+        entry.address
+        for name, entries in psutil.net_if_addrs().items()
+        for entry in entries
+        if entry.family == socket.AF_INET and name in up
+    }
+    found = reachable_addresses()
+    assert set(found) == {at for at in expected if not at.startswith("127.")}
+    assert len(found) == len(set(found))
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.3.2.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("192.0.2.7", False),
+        ("login1", False),
+    ],
+)
+def test_a_loopback_address_is_known_as_one(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
