@@ -78,6 +78,19 @@ class AgentExecutor(Executor, ABC):
         """Run `fn(*args)` for each tuple: all that is launched as one batch."""
         return [self.submit(fn, *args, **submit_kwargs) for args in arguments]
 
+    def validate_together(self, tasks: int, **submit_kwargs: Any) -> None:
+        """Check what `submit_together` would be given for so many tasks.
+
+        Raises:
+            ValueError: As from `validate`, or they are too many.
+        """
+        self.validate(**submit_kwargs)
+
+    @property
+    def shares_jobs(self) -> bool:
+        """Whether what is launched as one batch should be submitted together."""
+        return False
+
     def job(self, future: Future[Any]) -> JobInfo | None:
         """Describe the batch job that a task is in, or waits for; may ask a scheduler.
 

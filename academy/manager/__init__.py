@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from contextvars import Token
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, cast
 
@@ -258,6 +258,7 @@ class Manager:
         request: LaunchRequest,
         registration: AgentRegistration[Any],
         packed: bytes | None,
+        future: Future[Any] | None = None,
     ) -> None:
         self._check_open()
         agent_id = registration.agent_id
@@ -265,7 +266,7 @@ class Manager:
             raise RuntimeError(f"{agent_id} has already been executed.")
         warn_of_overload(request, self._launched.values())
         self._launched[agent_id] = LaunchedAgent(
-            self._client, self._retry, request, registration, packed
+            self._client, self._retry, request, registration, packed, future
         )
         logger.info("launched %s on %s", agent_id, request.executor_name)
 

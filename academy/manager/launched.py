@@ -122,6 +122,22 @@ class LaunchRequest:
         )
 
 
+def spec_of_run(
+    run: int,
+    client: ExchangeClient,
+    retry: RetryPolicy,
+    request: LaunchRequest,
+    registration: AgentRegistration[Any],
+    packed: bytes | None,
+) -> AgentSpec:
+    """Return what the worker gets in one of an agent's runs, counted from 1."""
+    config = request.config
+    if run <= retry.max_retries:
+        # The mailbox is to be there for the next run.
+        config = config.model_copy(update={"terminate_on_error": False})
+    return request.spec(client, registration, packed, config)
+
+
 class LaunchedAgent:
     """An agent on an executor, from its first submission to its last end.
 
@@ -149,8 +165,9 @@ class LaunchedAgent:
         request: LaunchRequest,
         registration: AgentRegistration[Any],
         packed: bytes | None,
+        future: Future[Any] | None = None,
     ) -> None:
-        """Submit the first run.
+        """Submit the first run, unless its future is given.
 
         Raises:
             Exception: whatever the executor raises at once.
@@ -164,7 +181,7 @@ class LaunchedAgent:
         self._terminate: bool | None = None
         self.registration = registration
         self.reported = False
-        self._future = self._submit(1)
+        self._future = self._submit(1) if future is None else future
         self.task = asyncio.create_task(self._watch())
         self.task.add_done_callback(_retrieve)
 
@@ -255,11 +272,14 @@ class LaunchedAgent:
         return None
 
     def _spec(self, run: int) -> AgentSpec:
-        config = self._request.config
-        if run <= self._retry.max_retries:
-            # The mailbox is to be there for the next run.
-            config = config.model_copy(update={"terminate_on_error": False})
-        return self._request.spec(self._client, self.registration, self._packed, config)
+        return spec_of_run(
+            run,
+            self._client,
+            self._retry,
+            self._request,
+            self.registration,
+            self._packed,
+        )
 
     def _submit(self, run: int) -> Future[None] | None:
         executor = self._request.executor
