@@ -156,10 +156,15 @@ def max_workers(executor: Executor) -> int | None:
     return None
 
 
-def unknown_key(key: str, accepted: Iterable[str], taker: str) -> ValueError:
-    """Make the error for a key that nobody knows, with its nearest neighbour."""
+def unknown_key(
+    key: str, accepted: Iterable[str], taker: str, aliases: Iterable[str] = ()
+) -> ValueError:
+    """Make the error for a key that nobody knows, with its nearest neighbour.
+
+    Aliases are neighbours, too, but too many to be listed.
+    """
     names = sorted(accepted)
-    near = difflib.get_close_matches(key, names, n=1)
+    near = difflib.get_close_matches(key, [*names, *aliases], n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     known = f"It takes {', '.join(names)}." if names else "It takes none."
     return ValueError(f"{taker} takes no {key!r}.{hint} {known}")
