@@ -11,22 +11,62 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from academy.executors.base import unknown_key
+from academy.executors.resources import ResourceSpec
 
 if TYPE_CHECKING:
     from academy.executors.parsl import ParslExecutor
 
-# What each kind of table may hold besides `kind`, and what it must hold.
+
+class Program:
+    """The path of a program, or the name of one that is on the PATH."""
+
+
+# What each kind of table may hold besides `kind`, and what it must hold. These are the
+# parameters of its executor's class, by their names.
 KEYS: Mapping[str, Mapping[str, type]] = {
-    "parsl": {"config": str, "label": str, "run_dir": str},
-    "process_pool": {"max_workers": int},
-    "thread_pool": {"max_workers": int},
+    "parsl": {
+        "config": Path,
+        "label": str,
+        "run_dir": Path,
+        "max_pools": int,
+        "resources": dict,
+        "agents_per_worker": int,
+    },
+    "batch": {
+        "scheduler": str,
+        "config": Path,
+        "label": str,
+        "directory": Path,
+        "python": Program,
+        "share_job": bool,
+        "resources": dict,
+        "agents_per_worker": int,
+    },
+    "globus_compute": {
+        "endpoint_id": str,
+        "user_endpoint_config": dict,
+        "resource_specification": dict,
+        "directory": Path,
+        "resources": dict,
+        "agents_per_worker": int,
+    },
+    "process_pool": {"max_workers": int, "agents_per_worker": int},
+    "thread_pool": {"max_workers": int, "agents_per_worker": int},
     "event_loop": {"inner": str, "agents_per_worker": int},
 }
 REQUIRED: Mapping[str, tuple[str, ...]] = {
     "parsl": ("config",),
+    "globus_compute": ("endpoint_id",),
     "event_loop": ("inner",),
 }
-_WORDS = {str: "a string", int: "a whole number of at least 1"}
+_WORDS = {
+    str: "a string",
+    Path: "a string, a path",
+    Program: "a string, a path",
+    int: "a whole number of at least 1",
+    bool: "true or false",
+    dict: "a table",
+}
 
 
 def load_executors(path: str | os.PathLike[str]) -> dict[str, Executor]:
@@ -35,21 +75,32 @@ def load_executors(path: str | os.PathLike[str]) -> dict[str, Executor]:
     Each table is one executor, of one kind::
 
         [cpu]
-        kind = "parsl"
+        kind = "parsl"                 # workers in pilot jobs
         config = "parsl/slurm.py"      # relative to this file
         label = "cpu"                  # if the config has several executors
+        [cpu.resources]                # for launches which do not say otherwise
+        walltime = "01:00:00"
+
+        [jobs]
+        kind = "batch"                 # a job for each agent
+        scheduler = "slurm"            # or config =, for its provider
+
+        [polaris]
+        kind = "globus_compute"
+        endpoint_id = "4b116d3c-1703-4f8f-9f6f-39921e5864df"
 
         [many]
-        kind = "event_loop"            # many agents in one worker of another executor
-        inner = "cpu"
-        agents_per_worker = 100
+        kind = "parsl"
+        config = "parsl/slurm.py"
+        agents_per_worker = 100        # in each worker's event loop, in any table
 
         [pool]
         kind = "process_pool"          # or "thread_pool"
         max_workers = 4
 
-    Tables with the same Parsl config file (and run_dir) share one DataFlowKernel.
-    Nothing is started until something is submitted.
+    Tables with the same Parsl config file (and run_dir) share one DataFlowKernel,
+    unless they have resources or max_pools. Nothing is started until something is
+    submitted.
 
     Raises:
         ValueError: Names the table and the key that is wrong, and what would be right.
@@ -61,12 +112,13 @@ def load_executors(path: str | os.PathLike[str]) -> dict[str, Executor]:
     except tomllib.TOMLDecodeError as e:
         raise ValueError(f"{path} is not valid TOML: {e}") from e
     for name, table in tables.items():
-        _check(table, f"[{name}] of {path}")
+        _check(name, table, path)
     loader = _Loader(path, tables)
     return {name: loader.executor(name) for name in tables}
 
 
-def _check(table: Any, where: str) -> None:
+def _check(name: str, table: Any, path: Path) -> None:
+    where = f"[{name}] of {path}"
     if not isinstance(table, dict):
         raise ValueError(f"{where} must be a table with a key kind, not {table!r}.")
     if "kind" not in table:
@@ -87,11 +139,26 @@ def _check(table: Any, where: str) -> None:
     for key in REQUIRED.get(kind, ()):
         if key not in table:
             raise ValueError(f"{where} ({kind}) needs {key}.")
+    if kind == "batch":
+        _check_batch(table, where)
+    ResourceSpec.parse(table.get("resources", {}), f"[{name}.resources] of {path}")
+
+
+def _check_batch(table: Mapping[str, Any], where: str) -> None:
+    if ("scheduler" in table) == ("config" in table):
+        raise ValueError(
+            f'{where} (batch) needs either scheduler = "slurm" (or another one) or '
+            "config = with the path of a Parsl config file, whose provider submits."
+        )
+    if "label" in table and "config" not in table:
+        raise ValueError(f"label in {where} chooses an executor of config =.")
 
 
 def _fits(value: Any, expected: type) -> bool:
     if expected is int:  # For Python a bool is one, for TOML it is not.
         return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if expected in (Path, Program):
+        return isinstance(value, str) and value != ""
     return isinstance(value, expected)
 
 
@@ -117,41 +184,72 @@ class _Loader:
         return self._made[name]
 
     def _make(self, name: str, table: Mapping[str, Any]) -> Executor:
-        workers = table.get("max_workers")
-        match table["kind"]:
+        kind = table["kind"]
+        options = {
+            key: self._value(value, KEYS[kind][key])
+            for key, value in table.items()
+            if key != "kind"
+        }
+        if kind == "event_loop":
+            return self._event_loop(name, **options)
+        packed = options.pop("agents_per_worker", None)
+        executor = self._engine(kind, options)
+        if packed is None:
+            return executor
+        from academy.executors.event_loop import EventLoopExecutor
+
+        return EventLoopExecutor(executor, packed)
+
+    def _value(self, value: Any, expected: type) -> Any:
+        """Take paths as relative to the file, wherever the program runs."""
+        if expected is Program and "/" not in value:
+            return value
+        if expected in (Path, Program):
+            return str(self._path.parent.absolute() / Path(value).expanduser())
+        return value
+
+    def _engine(self, kind: str, options: dict[str, Any]) -> Executor:
+        match kind:
             case "parsl":
-                return self._parsl(table)
+                return self._parsl(**options)
+            case "batch":
+                from academy.executors.batch import BatchExecutor
+
+                config = options.pop("config", None)
+                return BatchExecutor(config or options.pop("scheduler"), **options)
+            case "globus_compute":
+                from academy.executors.globus_compute import GlobusComputeExecutor
+
+                return GlobusComputeExecutor(**options)
             case "process_pool":
                 # A forked copy of a process with threads and an event loop may hang.
                 spawn = multiprocessing.get_context("spawn")
-                return ProcessPoolExecutor(workers, mp_context=spawn)
-            case "thread_pool":
-                return ThreadPoolExecutor(workers)
+                return ProcessPoolExecutor(mp_context=spawn, **options)
             case _:
-                return self._event_loop(name, table)
+                return ThreadPoolExecutor(**options)
 
-    def _parsl(self, table: Mapping[str, Any]) -> Executor:
+    def _parsl(
+        self,
+        config: str,
+        label: str | None = None,
+        run_dir: str | None = None,
+        **options: Any,
+    ) -> Executor:
         from academy.executors.parsl import ParslExecutor, choose
 
-        config = self._path.parent / Path(table["config"]).expanduser()
-        run_dir = table.get("run_dir")
-        if run_dir is not None:
-            run_dir = str(self._path.parent / Path(run_dir).expanduser())
-        key = config.resolve(), run_dir
+        if options:
+            return ParslExecutor(config, label=label, run_dir=run_dir, **options)
+        key = Path(config).resolve(), run_dir
         if key not in self._configs:
             self._configs[key] = ParslExecutor.from_config(config, run_dir=run_dir)
-        return choose(
-            self._configs[key], table.get("label"), f"the Parsl config {config}"
-        )
+        return choose(self._configs[key], label, f"the Parsl config {config}")
 
-    def _event_loop(self, name: str, table: Mapping[str, Any]) -> Executor:
+    def _event_loop(self, name: str, inner: str, **options: Any) -> Executor:
         from academy.executors.event_loop import EventLoopExecutor
 
-        inner = table["inner"]
         if inner not in self._tables:
             raise unknown_key(inner, self._tables, f"inner of [{name}] in {self._path}")
         if inner in self._making:
             circle = " -> ".join([*self._making, inner])
             raise ValueError(f"Executors of {self._path} contain each other: {circle}.")
-        options = {k: v for k, v in table.items() if k not in ("kind", "inner")}
         return EventLoopExecutor(self.executor(inner), **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from parsl.launchers import SimpleLauncher, SrunLauncher
 from parsl.providers import SlurmProvider
 
 from academy.executors import base
-from academy.executors.config import load_executors
 from academy.executors.parsl import ParslExecutor, local_config, read_config
 from academy.executors.parsl.config import fresh_config, fresh_executor
 from academy.executors.parsl.tasks import run_task, task_specification
@@ -55,23 +54,6 @@ def fresh(engine: Any) -> Any:
 
 def one(engine: Any) -> ParslExecutor:
     return ParslExecutor(Config(executors=[engine]))
-
-
-# --- the files that come with us
-
-
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
-def test_each_config_file_of_ours_loads_and_previews(path: Path) -> None:
-    executor = ParslExecutor(path)
-    assert executor.max_workers
-    assert "process_worker_pool.py" in executor.preview()
-
-
-def test_the_slurm_config_asks_for_what_it_says() -> None:
-    script = ParslExecutor(CONFIGS / "slurm.py").preview()
-    assert "#SBATCH --nodes=1\n#SBATCH --time=60\n" in script
-    assert "#SBATCH --exclusive\n" in script
-    assert "# sbatch /" in script
 
 
 # --- reading
@@ -497,84 +479,3 @@ def test_a_preview_of_threads_shows_what_goes_with_a_task() -> None:
 def test_a_preview_refuses_what_submit_would() -> None:
     with pytest.raises(ValueError, match="Did you mean 'priority'"):
         one(htex()).preview(priorty=1)
-
-
-# --- executors.toml
-
-
-def load(tmp_path: Path, text: str) -> dict[str, Executor]:
-    return load_executors(write(tmp_path / "executors.toml", text))
-
-
-def test_executors_are_loaded_by_name(tmp_path: Path) -> None:
-    write(
-        tmp_path / "two.py",
-        PREAMBLE + "config = Config(executors=["
-        "ThreadPoolExecutor(label='a'), ThreadPoolExecutor(label='b')])\n",
-    )
-    executors = load(
-        tmp_path,
-        """
-        [first]
-        kind = "parsl"
-        config = "two.py"
-        label = "a"
-        [second]
-        kind = "parsl"
-        config = "./two.py"
-        label = "b"
-        [processes]
-        kind = "process_pool"
-        max_workers = 3
-        [threads]
-        kind = "thread_pool"
-        """,
-    )
-    first, second = executors["first"], executors["second"]
-    assert isinstance(first, ParslExecutor)
-    assert isinstance(second, ParslExecutor)
-    assert (first.label, second.label) == ("a", "b")
-    assert isinstance(executors["processes"], ProcessPoolExecutor)
-    assert base.max_workers(executors["processes"]) == 3
-    assert isinstance(executors["threads"], ThreadPoolExecutor)
-
-
-def test_our_own_executors_toml_loads() -> None:
-    assert set(load_executors(CONFIGS.parent / "executors.toml")) == {"laptop", "slurm"}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "[a]\nkind = 'parsl'\nconfg = 'x.py'",
-            "takes no 'confg'. Did you mean 'confi",
-        ),
-        ("[a]\nkind = 'parsel'", "takes no 'parsel'. Did you mean 'parsl'"),
-        ("[a]\nkind = 'parsl'", "(parsl) needs config."),
-        ("[a]\nkind = 'process_pool'\nmax_workers = 0", "at least 1, not 0"),
-        ("[a]\nkind = 'process_pool'\nmax_workers = true", "at least 1, not True"),
-        ("[a]\nkind = 'parsl'\nconfig = 3", "config in [a] of"),
-        ("[a]\nmax_workers = 3", "needs a kind: event_loop, parsl, process_pool"),
-        ("a = 3", "[a] of"),
-        ("[a", "is not valid TOML"),
-        ("[a]\nkind = 'event_loop'\ninner = 'b'", "inner of [a]"),
-        (
-            "a = {kind='event_loop', inner='b'}\nb = {kind='event_loop', inner='a'}",
-            "contain each other: a -> b -> a",
-        ),
-    ],
-)
-def test_what_is_wrong_in_executors_toml_is_named(
-    tmp_path: Path, text: str, message: str
-) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        load(tmp_path, text)
-    assert "executors.toml" in str(caught.value)
-
-
-def test_what_is_wrong_in_a_config_names_the_table_as_well(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as caught:
-        load(tmp_path, "[a]\nkind = 'parsl'\nconfig = 'none.py'")
-    table = f"This is [a] of {tmp_path / 'executors.toml'}."
-    assert caught.value.__notes__ == [table]
