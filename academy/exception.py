@@ -105,20 +105,26 @@ class MailboxTerminatedError(ExchangeError):
     """The owner of a mailbox is gone for good.
 
     Constructs as the subclass that fits the type of `uid`.
+
+    Attributes:
+        uid: the owner.
+        reason: why, if whoever terminated it has said so.
     """
 
-    def __new__(cls, uid: EntityId) -> MailboxTerminatedError:
+    def __new__(cls, uid: EntityId, reason: str = "") -> MailboxTerminatedError:
         """Choose the subclass by the entity's role."""
         if cls is MailboxTerminatedError:
             cls = AgentTerminatedError if uid.role == "agent" else UserTerminatedError
-        return super().__new__(cls, uid)
+        return super().__new__(cls, uid, reason)
 
-    def __init__(self, uid: EntityId) -> None:
-        super().__init__(uid)
+    def __init__(self, uid: EntityId, reason: str = "") -> None:
+        super().__init__(*((uid, reason) if reason else (uid,)))
         self.uid = uid
+        self.reason = reason
 
     def __str__(self) -> str:
-        return f"The mailbox of {self.uid} has been terminated."
+        why = f": {self.reason}" if self.reason else "."
+        return f"The mailbox of {self.uid} has been terminated{why}"
 
 
 class AgentTerminatedError(MailboxTerminatedError):

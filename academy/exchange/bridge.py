@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Collection,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from academy.exception import ExchangeError
@@ -15,6 +22,7 @@ from academy.serialize import NoPickleMixin
 if TYPE_CHECKING:
     from academy.agent import Agent
     from academy.exchange.mailbox_status import MailboxStatus
+    from academy.exchange.presence import Presence, PresenceCallback
     from academy.exchange.transport import (
         AgentRegistration,
         ExchangeTransport,
@@ -125,8 +133,22 @@ class BridgeTransport(NoPickleMixin):
     async def status(self, uid: EntityId) -> MailboxStatus:
         return await self._factory.at_home(self._inner.status(uid))
 
-    async def terminate(self, uid: EntityId) -> None:
-        await self._factory.at_home(self._inner.terminate(uid))
+    async def terminate(self, uid: EntityId, reason: str = "") -> None:
+        await self._factory.at_home(self._inner.terminate(uid, reason))
+
+    async def watch(
+        self, uids: Collection[EntityId], callback: PresenceCallback
+    ) -> None:
+        loop = asyncio.get_running_loop()
+
+        def tell(changes: Mapping[EntityId, Presence]) -> None:
+            with contextlib.suppress(RuntimeError):  # the watcher's loop is closed
+                loop.call_soon_threadsafe(callback, changes)
+
+        await self._factory.at_home(self._inner.watch(uids, tell))
+
+    async def unwatch(self, uids: Collection[EntityId]) -> None:
+        await self._factory.at_home(self._inner.unwatch(uids))
 
     async def update_heartbeat(self) -> None:
         await self._factory.at_home(self._inner.update_heartbeat())

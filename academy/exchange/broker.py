@@ -21,11 +21,11 @@ from academy.exception import (
     BadEntityIdError,
     ForbiddenError,
     MailboxFullError,
-    MailboxTerminatedError,
     MessageTooLargeError,
     StorageError,
     SupersededError,
 )
+from academy.exchange.attendance import Attendance
 from academy.exchange.mailbox import Consumer, Limits, Mailbox, Session
 from academy.exchange.mailbox_status import MailboxStatus
 from academy.exchange.store import (
@@ -37,8 +37,9 @@ from academy.exchange.store import (
     MailboxRecord,
     Store,
 )
-from academy.identifier import EntityId, entity_id
+from academy.identifier import entity_id
 from academy.message import AcademyErrorResponse, Message, encode_body
+from academy.scheduler.job import Place
 from academy.stats import AgentStats
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class Broker:
         self._departures: list[Session] = []
         self._outgoing: list[tuple[Session, Envelope]] = []
         self._hungry: set[Session] = set()
+        self._attendance = Attendance()
         self._turning: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -131,6 +133,7 @@ class Broker:
         if not session.open:
             return
         session.open = False
+        self._attendance.forget(session)
         if self._sessions.get(session.uid) is session:
             del self._sessions[session.uid]
         if not session.attached:
@@ -142,6 +145,7 @@ class Broker:
     def _depart(self, session: Session) -> None:
         for box in list(session.attached.values()):
             self._detach(session, box)
+            self._attendance.left(box, in_order=False)
         session.in_flight.clear()
         session.behind.clear()
         self._hungry.discard(session)
@@ -172,6 +176,7 @@ class Broker:
             outgoing = self._outgoing
             self._outgoing = [item for item in outgoing if item[1].dest != uid]
             self._detach(session, box)
+            self._attendance.left(box, in_order=True)
 
         await self._control(work, after_arrivals=True)
 
@@ -210,7 +215,8 @@ class Broker:
                     raise ForbiddenError(f"{box.id} was registered by somebody else")
             for record in records:
                 if record.uid not in self._boxes:
-                    self._boxes[record.uid] = Mailbox(record)
+                    box = self._boxes[record.uid] = Mailbox(record)
+                    self._attendance.registered(box)
                     changes.mailboxes[record.uid] = record
 
         await self._control(work)
@@ -223,6 +229,7 @@ class Broker:
         *,
         resume: bool = False,
         held: Iterable[bytes] = (),
+        place: Place | None = None,
     ) -> None:
         """Make a session the consumer of a mailbox; an older one is superseded.
 
@@ -236,6 +243,7 @@ class Broker:
             resume: this incarnation was attached before its connection was lost.
             held: tags of the requests that it holds from then; everything else that
                 is not settled is delivered again.
+            place: where the incarnation runs, for those who watch the mailbox.
 
         Raises:
             BadEntityIdError: there is no such mailbox.
@@ -265,6 +273,7 @@ class Broker:
             box.session = session
             session.attached[uid] = box
             box.behind = True
+            self._attendance.attached(box, place)
 
         await self._control(work)
 
@@ -281,12 +290,13 @@ class Broker:
         if self._hungry and self._turning is None:
             self._schedule()
 
-    async def terminate(self, uid: bytes, by: bytes = b"") -> None:
+    async def terminate(self, uid: bytes, by: bytes = b"", reason: str = "") -> None:
         """End a mailbox for good and answer its unsettled requests.
 
         Args:
             uid: the mailbox; unknown and terminated ones are left alone.
             by: mailbox of who asks; an owner is not told what it asked for itself.
+            reason: for everybody who asks for the owner from now on.
         """
 
         async def work(changes: Changes) -> None:
@@ -294,12 +304,14 @@ class Broker:
             if box is None or box.record.terminated:
                 return
             box.record.terminated = True
+            box.record.reason = reason
             changes.mailboxes[uid] = box.record
             owner = box.session
             if owner is not None:
                 self._detach(owner, box)
                 if uid != by:
-                    owner.consumer.lost(uid, MailboxTerminatedError(box.id))
+                    owner.consumer.lost(uid, box.terminated_error())
+            self._attendance.terminated(box)
             await self._answer_all(changes, box)
 
         await self._control(work, after_arrivals=True)
@@ -347,6 +359,21 @@ class Broker:
             queued=box.count - len(box.leased),
         )
 
+    def watch(self, session: Session, uids: Iterable[bytes]) -> None:
+        """Tell a session where the owners of mailboxes are, and every change of it.
+
+        A turn tells all of its changes at once, and of each mailbox the last one.
+        """
+        if not session.open:
+            return
+        for uid in uids:
+            self._attendance.watch(session, uid, self._boxes.get(uid))
+        self._attendance.tell_all()
+
+    def unwatch(self, session: Session, uids: Iterable[bytes]) -> None:
+        """Tell a session no more about these mailboxes."""
+        self._attendance.unwatch(session, uids)
+
     def discover(self, name: str, allow_subclasses: bool) -> list[MailboxRecord]:
         """Return the live agents of a qualified class name."""
         return [
@@ -362,7 +389,7 @@ class Broker:
         if box is None:
             raise BadEntityIdError(entity_id(True, uid))
         if box.record.terminated:
-            raise MailboxTerminatedError(box.id)
+            raise box.terminated_error()
         return box
 
     # --- turns
@@ -429,6 +456,7 @@ class Broker:
         self._send()
         for session in departures:
             self._depart(session)
+        self._attendance.tell_all()
         if self._hungry:
             await self._catch_up()
 
@@ -507,7 +535,7 @@ class Broker:
         if box is None:
             return BadEntityIdError(source)
         if box.record.terminated:
-            return MailboxTerminatedError(source)
+            return box.terminated_error()
         return SupersededError(source)
 
     def _obstacle(self, box: Mailbox | None, envelope: Envelope) -> AcademyError | None:
@@ -516,7 +544,7 @@ class Broker:
             dest = entity_id(bool(envelope.flags & TO_AGENT), envelope.dest)
             return BadEntityIdError(dest)
         if box.record.terminated:
-            return MailboxTerminatedError(box.id)
+            return box.terminated_error()
         if envelope.size > limits.max_message_bytes:
             return MessageTooLargeError(envelope.size, limits.max_message_bytes)
         if box.count >= limits.max_mailbox_messages:
@@ -641,7 +669,7 @@ class Broker:
                 and source is not None
                 and not source.record.terminated
             ):
-                self._add(changes, source, _terminated_answer(box.id, envelope))
+                self._add(changes, source, _terminated_answer(box, envelope))
 
     async def _start_over(
         self, error: Exception, asked: list[asyncio.Future[Any]]
@@ -658,6 +686,7 @@ class Broker:
             # At once: what it has posted meanwhile builds on what was not stored.
             self._depart(session)
             session.consumer.reset(error)
+        self._attendance.reset()
         for done in asked:
             if not done.done():
                 done.set_exception(error)
@@ -667,11 +696,11 @@ class Broker:
             logger.error("trying again with the next message: %s", problem)
 
 
-def _terminated_answer(owner: EntityId, request: Envelope) -> Envelope:
-    body = AcademyErrorResponse.of(MailboxTerminatedError(owner))
+def _terminated_answer(box: Mailbox, request: Envelope) -> Envelope:
+    body = AcademyErrorResponse.of(box.terminated_error())
     assert body is not None
     source = entity_id(bool(request.flags & FROM_AGENT), request.src)
-    parts = encode_body(Message(owner, source, request.tag, body))
+    parts = encode_body(Message(box.id, source, request.tag, body))
     payload = b"".join(parts)
     flags = (
         RESPONSE

@@ -7,7 +7,7 @@ import inspect
 import itertools
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
@@ -27,6 +27,7 @@ from academy.serialize import NoPickleMixin, Payload, SerializationStrategy
 if TYPE_CHECKING:
     from academy.agent import Agent
     from academy.exchange.factory import ExchangeFactory
+    from academy.exchange.presence import PresenceCallback
     from academy.exchange.transport import AgentRegistration, ExchangeTransport
     from academy.identifier import AgentId, EntityId
     from academy.stats import AgentStats
@@ -178,19 +179,44 @@ class ExchangeClient(NoPickleMixin):
                 return MailboxStatus.INACTIVE
         return status
 
-    async def terminate(self, uid: EntityId) -> None:
-        """Terminate a mailbox for good; unknown ids are ignored."""
-        await self._transport.terminate(uid)
+    async def terminate(self, uid: EntityId, reason: str = "") -> None:
+        """Terminate a mailbox for good; unknown ids are ignored.
 
-    async def retire(self) -> None:
+        Args:
+            uid: whose mailbox.
+            reason: what `MailboxTerminatedError` tells whoever still wants something.
+        """
+        await self._transport.terminate(uid, reason)
+
+    async def watch(
+        self, uids: Collection[EntityId], callback: PresenceCallback
+    ) -> None:
+        """Have `callback` told where the owners of mailboxes are, and every change.
+
+        Args:
+            uids: whom to watch, in addition to those who are watched already.
+            callback: gets the `Presence` of those of whom there is something new. It
+                has been told of all of them when this returns, and is told of them
+                again after a lost connection.
+        """
+        await self._transport.watch(uids, callback)
+
+    async def unwatch(self, uids: Collection[EntityId]) -> None:
+        """Watch these no more."""
+        await self._transport.unwatch(uids)
+
+    async def retire(self, reason: str = "") -> None:
         """Terminate this client's own mailbox.
+
+        Args:
+            reason: see `terminate`.
 
         Raises:
             ExchangeError: the exchange refuses, or is away for longer than 10 s.
         """
         try:
             async with asyncio.timeout(TERMINATE_PATIENCE):
-                await self._transport.terminate(self.client_id)
+                await self._transport.terminate(self.client_id, reason)
         except TimeoutError as error:
             raise ExchangeError(
                 f"The mailbox of {self.client_id} was not terminated: its exchange has "

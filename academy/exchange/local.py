@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -18,11 +18,13 @@ from academy.exchange.inbox import Inbox
 from academy.exchange.mailbox import Limits
 from academy.exchange.mailbox_status import MailboxStatus
 from academy.exchange.outbox import Outbox
+from academy.exchange.presence import Presence, PresenceCallback, dispatch
 from academy.exchange.store import Envelope, MailboxRecord
 from academy.exchange.store.memory import MemoryStore
 from academy.exchange.transport import AgentRegistration, MailboxOwner
 from academy.identifier import AgentId, EntityId, UserId
 from academy.message import Message
+from academy.scheduler.here import place
 from academy.serialize import NoPickleMixin
 
 if TYPE_CHECKING:
@@ -86,6 +88,7 @@ class LocalExchangeTransport(NoPickleMixin):
         "_outbox",
         "_released",
         "_session",
+        "_watched",
         "mailbox_id",
     )
 
@@ -99,12 +102,13 @@ class LocalExchangeTransport(NoPickleMixin):
         self._session = broker.connect(os.urandom(16), self)
         self._outbox = Outbox()
         self._released: list[int] = []
+        self._watched: dict[bytes, tuple[EntityId, PresenceCallback]] = {}
         self._closed = False
 
     async def attach(self) -> None:
         """Become the consumer of the mailbox."""
         uid = self.mailbox_id.uid.bytes
-        await self._broker.attach(self._session, uid, os.urandom(16))
+        await self._broker.attach(self._session, uid, os.urandom(16), place=place())
         self._broker.start(self._session, [uid])
 
     def start(self, owner: MailboxOwner) -> None:
@@ -160,9 +164,20 @@ class LocalExchangeTransport(NoPickleMixin):
     async def status(self, uid: EntityId) -> MailboxStatus:
         return self._broker.status(uid.uid.bytes)
 
-    async def terminate(self, uid: EntityId) -> None:
+    async def terminate(self, uid: EntityId, reason: str = "") -> None:
         by = self.mailbox_id.uid.bytes
-        await self._broker.terminate(uid.uid.bytes, by)
+        await self._broker.terminate(uid.uid.bytes, by, reason)
+
+    async def watch(
+        self, uids: Collection[EntityId], callback: PresenceCallback
+    ) -> None:
+        self._watched.update((uid.uid.bytes, (uid, callback)) for uid in uids)
+        self._broker.watch(self._session, [uid.uid.bytes for uid in uids])
+
+    async def unwatch(self, uids: Collection[EntityId]) -> None:
+        for uid in uids:
+            self._watched.pop(uid.uid.bytes, None)
+        self._broker.unwatch(self._session, [uid.uid.bytes for uid in uids])
 
     async def update_heartbeat(self) -> None:
         self._broker.touch(self.mailbox_id.uid.bytes)
@@ -205,6 +220,9 @@ class LocalExchangeTransport(NoPickleMixin):
 
     def lost(self, uid: bytes, error: AcademyError) -> None:
         self._inbox.lost(error)
+
+    def notice(self, changes: Mapping[bytes, Presence]) -> None:
+        dispatch(changes, self._watched)
 
     def reset(self, error: AcademyError) -> None:
         self._inbox.lost(error)

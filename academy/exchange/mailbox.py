@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from academy.exception import AcademyError
+from academy.exception import AcademyError, MailboxTerminatedError
+from academy.exchange.presence import Presence
 from academy.exchange.store import Envelope, MailboxRecord
 from academy.identifier import EntityId, entity_id
 
@@ -44,6 +46,9 @@ class Consumer(Protocol):
 
     def lost(self, uid: bytes, error: AcademyError) -> None:
         """A mailbox is no longer this consumer's."""
+
+    def notice(self, changes: Mapping[bytes, Presence]) -> None:
+        """Learn what is new of the mailboxes that this session watches."""
 
     def reset(self, error: AcademyError) -> None:
         """The session is over; it may connect again."""
@@ -89,6 +94,10 @@ class Mailbox:
         record = self.record
         return entity_id(record.agent, record.uid, record.name)
 
+    def terminated_error(self) -> MailboxTerminatedError:
+        """Return the error for whoever still wants something of the owner."""
+        return MailboxTerminatedError(self.id, self.record.reason)
+
 
 class Session:
     """One consumer's link; it may be attached to many mailboxes.
@@ -105,6 +114,7 @@ class Session:
         "room_bytes",
         "room_messages",
         "uid",
+        "watched",
     )
 
     def __init__(self, uid: bytes, consumer: Consumer, limits: Limits) -> None:
@@ -115,6 +125,7 @@ class Session:
         self.behind: set[Mailbox] = set()
         self.room_messages = limits.window_messages
         self.room_bytes = limits.window_bytes
+        self.watched: set[bytes] = set()
         self.open = True
 
     def has_room(self) -> bool:

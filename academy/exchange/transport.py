@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -11,6 +11,7 @@ from academy.exchange.mailbox_status import MailboxStatus
 if TYPE_CHECKING:
     from academy.agent import Agent
     from academy.exchange.factory import ExchangeFactory
+    from academy.exchange.presence import PresenceCallback
     from academy.identifier import AgentId, EntityId
     from academy.message import Message
     from academy.stats import AgentStats
@@ -113,8 +114,25 @@ class ExchangeTransport(Protocol):
     async def status(self, uid: EntityId) -> MailboxStatus:
         """Return MISSING, ACTIVE or TERMINATED (see also `heartbeat_status`)."""
 
-    async def terminate(self, uid: EntityId) -> None:
-        """Terminate a mailbox and answer its requests; no-op if it is unknown."""
+    async def terminate(self, uid: EntityId, reason: str = "") -> None:
+        """Terminate a mailbox and answer its requests; no-op if it is unknown.
+
+        Whoever wants something of it from then on is told the reason.
+        """
+
+    async def watch(
+        self, uids: Collection[EntityId], callback: PresenceCallback
+    ) -> None:
+        """Have `callback` told where the owners of mailboxes are, and every change.
+
+        It has been told of all of them when this returns, and is told of them again
+        after a lost connection: of what is lost between two states it learns only the
+        last one. Changes that come together are told together; after TERMINATED none
+        follows. An id has one callback per transport: the latest. `close()` ends it.
+        """
+
+    async def unwatch(self, uids: Collection[EntityId]) -> None:
+        """Tell no more about these."""
 
     async def update_heartbeat(self) -> None:
         """Show a sign of life beyond those that the link shows by itself."""

@@ -172,5 +172,6 @@ def _error_in(response: Message, agent_id: AgentId[Any]) -> BaseException:
         return ExchangeError(f"{response!r} is not an answer to what was asked.")
     error = body.get_exception()
     if isinstance(error, AgentTerminatedError) and error.uid == agent_id:
-        return AgentTerminatedError(agent_id)  # which knows the agent's name
+        # This id knows the agent's name.
+        return AgentTerminatedError(agent_id, error.reason)
     return error

@@ -230,7 +230,7 @@ class AcademyErrorResponse:
     def of(cls, error: Exception) -> AcademyErrorResponse | None:
         """Translate an error that has a code; None for any other."""
         if isinstance(error, MailboxTerminatedError):
-            return cls(0, error.uid)
+            return cls(0, error.uid, error.reason)
         for code, kind in _ERROR_CODES.items():
             if type(error) is kind:
                 first = error.args[0] if error.args else None
@@ -240,7 +240,7 @@ class AcademyErrorResponse:
     def get_exception(self) -> Exception:
         """Return the error that the code stands for."""
         if self.error_code == 0 and self.mailbox_id is not None:
-            return MailboxTerminatedError(self.mailbox_id)
+            return MailboxTerminatedError(self.mailbox_id, self.text)
         if self.error_code == 5:
             return IncompatibleNetworkProtocolError(self.text, MESSAGE_FORMAT)
         kind = _ERROR_CODES.get(self.error_code)

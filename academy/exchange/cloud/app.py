@@ -75,7 +75,9 @@ class Server:
             return _refusal(400, ProtocolError(str(error)))
         limit = self.config.limits.max_message_bytes
         ws = web.WebSocketResponse(
-            max_msg_size=limit + 2 * 1_000_000, heartbeat=30, compress=False
+            max_msg_size=limit + 2 * 1_000_000,
+            heartbeat=self.config.heartbeat_interval,
+            compress=False,
         )
         await ws.prepare(request)
         connection = Connection(self.broker, self.authority, ws, session, credentials)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
@@ -17,6 +17,7 @@ from academy.exchange.directory import new_agents
 from academy.exchange.factory import ExchangeFactory
 from academy.exchange.inbox import Inbox
 from academy.exchange.mailbox_status import MailboxStatus
+from academy.exchange.presence import PresenceCallback
 from academy.exchange.store import MailboxRecord
 from academy.exchange.transport import AgentRegistration, MailboxOwner
 from academy.identifier import AgentId, EntityId, UserId
@@ -232,8 +233,17 @@ class HttpExchangeTransport(NoPickleMixin):
     async def status(self, uid: EntityId) -> MailboxStatus:
         return MailboxStatus(await self._call("status", uid=uid.uid.hex))
 
-    async def terminate(self, uid: EntityId) -> None:
-        await self._call("terminate", uid=uid.uid.hex)
+    async def terminate(self, uid: EntityId, reason: str = "") -> None:
+        await self._call("terminate", uid=uid.uid.hex, reason=reason)
+
+    async def watch(
+        self, uids: Collection[EntityId], callback: PresenceCallback
+    ) -> None:
+        async with asyncio.timeout(self._factory.client_timeout):
+            await self._link.watch(self, uids, callback)
+
+    async def unwatch(self, uids: Collection[EntityId]) -> None:
+        self._link.unwatch(self, uids)
 
     async def update_heartbeat(self) -> None:
         await self._call("touch", uid=self.mailbox_id.uid.hex)
@@ -252,6 +262,7 @@ class HttpExchangeTransport(NoPickleMixin):
         if self._closed:
             return
         self._closed = True
+        self._link.unwatch(self, None)
         try:
             await self._link.detach(self, self._released)
         finally:

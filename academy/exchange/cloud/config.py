@@ -131,6 +131,8 @@ class ExchangeServingConfig(_Section):
         host: address to listen on; "0.0.0.0" for all.
         port: port to listen on; 0 for any free one.
         insecure: the same as `auth.method = "none"`.
+        heartbeat_interval: seconds of silence after which a client is asked whether it
+            is there; it then has half of that again to say so.
         auth: how clients prove who they are.
         backend: where mailboxes and messages are kept.
         limits: what is refused.
@@ -140,6 +142,7 @@ class ExchangeServingConfig(_Section):
     host: str = "127.0.0.1"
     port: int = Field(default=8700, ge=0, le=65535)
     insecure: bool = False
+    heartbeat_interval: float = Field(default=10, gt=0)
     auth: AuthConfig = Field(default_factory=AuthConfig)
     backend: BackendConfig = Field(default_factory=BackendConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)

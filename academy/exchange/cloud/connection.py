@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -22,6 +22,7 @@ from academy.exchange.broker import Broker
 from academy.exchange.cloud import protocol
 from academy.exchange.cloud.auth import Authority, Credentials
 from academy.exchange.cloud.writer import Writer
+from academy.exchange.presence import Presence, unpack_place
 from academy.exchange.store import (
     FROM_AGENT,
     RESPONSE,
@@ -31,6 +32,11 @@ from academy.exchange.store import (
 )
 
 logger = logging.getLogger(__name__)
+
+MAX_REASON = 10_000
+"""Characters that are kept of the reason for a termination."""
+NEWS_AT_ONCE = 1_000
+"""Mailboxes in one NEWS record."""
 
 _ADDRESS_FLAGS = RESPONSE | FROM_AGENT | TO_AGENT
 _HEAD = protocol.MESSAGE.size
@@ -212,6 +218,7 @@ class Connection:
                 bytes.fromhex(item["incarnation"]),
                 resume=bool(item.get("resume")),
                 held=[bytes.fromhex(tag) for tag in item.get("held", ())],
+                place=unpack_place(item.get("place")),
             )
             self._credentials[uid] = credentials
         except StorageError:
@@ -233,7 +240,16 @@ class Connection:
             raise ForbiddenError(
                 "a mailbox's token terminates its own and its children"
             )
-        await self._broker.terminate(uid, bytes.fromhex(call.get("as", "")))
+        reason = call.get("reason", "")
+        reason.encode()  # it is text, and such as can be stored
+        speaker = bytes.fromhex(call.get("as", ""))
+        await self._broker.terminate(uid, speaker, reason[:MAX_REASON])
+
+    async def _watch(self, call: dict[str, Any], by: Credentials) -> None:
+        self._broker.watch(self._session, [UUID(uid).bytes for uid in call["uids"]])
+
+    async def _unwatch(self, call: dict[str, Any], by: Credentials) -> None:
+        self._broker.unwatch(self._session, [UUID(uid).bytes for uid in call["uids"]])
 
     async def _status(self, call: dict[str, Any], by: Credentials) -> str:
         return self._broker.status(UUID(call["uid"]).bytes).value
@@ -290,6 +306,12 @@ class Connection:
         self._credentials.pop(uid, None)
         self._writer.put(protocol.lost(uid, error))
 
+    def notice(self, changes: Mapping[bytes, Presence]) -> None:
+        items = list(changes.items())
+        for start in range(0, len(items), NEWS_AT_ONCE):
+            batch = dict(items[start : start + NEWS_AT_ONCE])
+            self._writer.put(protocol.news(batch))
+
     def reset(self, error: AcademyError) -> None:
         closing = self.close(WSCloseCode.SERVICE_RESTART, str(error))
         self._closing = asyncio.get_running_loop().create_task(closing)
@@ -313,6 +335,8 @@ _METHODS: dict[str, Method] = {
     "touch": Connection._touch,
     "stats": Connection._stats,
     "discover": Connection._discover,
+    "watch": Connection._watch,
+    "unwatch": Connection._unwatch,
 }
 
 

@@ -13,7 +13,7 @@ import logging
 import os
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -34,9 +34,16 @@ from academy.exchange.cloud.writer import Writer
 from academy.exchange.directory import address_flags
 from academy.exchange.inbox import Inbox
 from academy.exchange.outbox import Outbox
+from academy.exchange.presence import (
+    PresenceCallback,
+    Watched,
+    dispatch,
+    pack_place,
+)
 from academy.exchange.store import FROM_AGENT
 from academy.identifier import EntityId, entity_id
 from academy.message import Message, encode_body
+from academy.scheduler.here import place
 
 if TYPE_CHECKING:
     from academy.exchange.cloud.client import HttpExchangeFactory
@@ -96,7 +103,9 @@ class Link:
     `_calls` the calls without a reply. Both are sent again through each new
     connection, in order. `_attached` holds the mailboxes that the exchange has
     attached here; `_resuming` is the number of the call that attaches them to a new
-    connection. `_error` is set when there will be no more connections.
+    connection. `_watched` has what each user of this link watches, and `_watching` is
+    the number of the call that asks for it anew. `_error` is set when there will be no
+    more connections.
     """
 
     def __init__(
@@ -112,6 +121,8 @@ class Link:
         self._calls: dict[int, Call] = {}
         self._resuming = 0
         self._attached: dict[bytes, Attachment] = {}
+        self._watched: dict[object, Watched] = {}
+        self._watching = 0
         self._writer: Writer | None = None
         self._welcomed = False
         self._given_up = False
@@ -282,9 +293,10 @@ class Link:
         self._limit = welcome["max_message_bytes"]
         self._outbox.confirm(welcome["sequence"])
         self._attach_again(writer, welcome["number"])
+        self._watch_again(writer)
         unsent = deque(sent for sent in self._outbox if sent.record)
         for number, call in self._calls.items():
-            if number == self._resuming:
+            if number in (self._resuming, self._watching):
                 continue
             while unsent and unsent[0].sequence <= call.after:
                 writer.put(unsent.popleft().record)
@@ -311,6 +323,18 @@ class Link:
         number = self._resuming = next(self._numbers)
         self._calls[number] = call
         writer.put(protocol.numbered(protocol.CALL, number, call.content))
+
+    def _watch_again(self, writer: Writer) -> None:
+        self._calls.pop(self._watching, None)
+        uids = {uid for watched in self._watched.values() for uid in watched}
+        if not uids:
+            return
+        number = self._watching = next(self._numbers)
+        content = {"method": "watch", "uids": [uid.hex() for uid in uids]}
+        done = asyncio.get_running_loop().create_future()
+        done.add_done_callback(_retrieve)
+        self._calls[number] = Call(content, done)
+        writer.put(protocol.numbered(protocol.CALL, number, content))
 
     def _tell_lost(self, boxes: list[Attachment], done: asyncio.Future[Any]) -> None:
         if done.cancelled() or done.exception() is not None:
@@ -368,6 +392,10 @@ class Link:
             box = self._attached.pop(uid, None)
             if box is not None:
                 box.inbox.lost(error)
+        elif kind == protocol.NEWS:
+            changes = protocol.read_news(record)
+            for watched in list(self._watched.values()):
+                dispatch(changes, watched)
         else:
             raise ProtocolError(f"records of kind {kind} come from clients")
 
@@ -468,6 +496,33 @@ class Link:
                 )
                 await asyncio.wait_for(call, _CLOSE_PATIENCE)
 
+    async def watch(
+        self, user: object, uids: Collection[EntityId], callback: PresenceCallback
+    ) -> None:
+        """Have a callback told where owners are; see `ExchangeTransport.watch`."""
+        watched = self._watched.setdefault(user, {})
+        watched.update((uid.uid.bytes, (uid, callback)) for uid in uids)
+        await self.call("watch", uids=[uid.uid.hex for uid in uids])
+
+    def unwatch(self, user: object, uids: Collection[EntityId] | None) -> None:
+        """Tell a user of this link no more about these, or about anybody."""
+        watched = self._watched.get(user, {})
+        keys = list(watched) if uids is None else [uid.uid.bytes for uid in uids]
+        for key in keys:
+            watched.pop(key, None)
+        if not watched:
+            self._watched.pop(user, None)
+        left = [k.hex() for k in keys if not self._is_watched(k)]
+        # Nobody need wait for it: news of them are dropped here, and the next
+        # connection watches only what is watched here.
+        if left and self._writer is not None:
+            content = {"method": "unwatch", "uids": left}
+            call = protocol.numbered(protocol.CALL, next(self._numbers), content)
+            self._writer.put(call)
+
+    def _is_watched(self, uid: bytes) -> bool:
+        return any(uid in watched for watched in self._watched.values())
+
     def post(
         self,
         message: Message,
@@ -517,7 +572,14 @@ def attach_arguments(
         "incarnation": box.incarnation.hex(),
         "resume": resume,
         "held": [tag.hex() for tag in held or ()],
+        "place": pack_place(place()),
     }
+
+
+def _retrieve(done: asyncio.Future[Any]) -> None:
+    """Tell asyncio that nobody need hear of an error."""
+    if not done.cancelled():
+        done.exception()
 
 
 _links: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, Link]] = (

@@ -16,6 +16,7 @@ CONFIRM  server     sequence (8): everything up to it is stored or was refused
 REFUSE   server     sequence (8), tag (16), JSON: error
 RECEIPT  client     count (4): so many more deliveries were received
 LOST     server     mailbox (16), JSON: error
+NEWS     server     JSON: where owners of watched mailboxes are, by uid
 =======  =========  =========================================================
 
 CONFIRM and RECEIPT leave with other records, or alone a few milliseconds later: for
@@ -29,12 +30,13 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from uuid import UUID
 
 from academy import exception
 from academy.exception import AcademyError, ExchangeError, ProtocolError
+from academy.exchange.presence import Presence
 from academy.identifier import AgentId, UserId
 
 PROTOCOL = 2
@@ -45,6 +47,7 @@ SESSION_HEADER = "Academy-Session"
 PROTOCOL_HEADER = "Academy-Protocol"
 
 WELCOME, CALL, REPLY, SEND, DELIVER, CONFIRM, REFUSE, RECEIPT, LOST = range(1, 10)
+NEWS = 10
 
 REDELIVERED = 128
 """Flag of a delivery that an earlier incarnation may have worked on."""
@@ -75,6 +78,7 @@ _SMALLEST = {
     REFUSE: _REFUSE.size,
     RECEIPT: _NUMBERED.size,
     LOST: _LOST.size,
+    NEWS: HEAD.size,
 }
 
 
@@ -144,6 +148,29 @@ def lost(uid: bytes, error: AcademyError) -> bytes:
     """Pack a LOST record."""
     body = json.dumps(pack_error(error)).encode()
     return _LOST.pack(_LOST.size + len(body), LOST, uid) + body
+
+
+def news(changes: Mapping[bytes, Presence]) -> bytes:
+    """Pack a NEWS record."""
+    content = {uid.hex(): presence.packed() for uid, presence in changes.items()}
+    body = json.dumps(content).encode()
+    return HEAD.pack(HEAD.size + len(body), NEWS) + body
+
+
+def read_news(record: memoryview) -> dict[bytes, Presence]:
+    """Unpack a NEWS record.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    content = read_json(record)
+    try:
+        return {
+            bytes.fromhex(uid): Presence.unpacked(packed)
+            for uid, packed in content.items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ProtocolError(f"no news: {error}") from error
 
 
 def read_json(record: memoryview, start: int = HEAD.size) -> Any:

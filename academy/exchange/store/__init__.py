@@ -78,6 +78,7 @@ class MailboxRecord:
         incarnation: who attached last (random bytes of its own), so that it may resume.
         terminated: whether the owner is gone for good.
         creator: who registered it.
+        reason: why it was terminated, if anybody said so.
     """
 
     uid: bytes
@@ -88,6 +89,7 @@ class MailboxRecord:
     incarnation: bytes = b""
     terminated: bool = False
     creator: str = ""
+    reason: str = ""
 
 
 @dataclass(slots=True)

@@ -29,11 +29,11 @@ CHECKPOINT_BYTES = 16_000_000
 COPIED_BYTES = 10_000
 """Size of a payload below which a copy costs less than looking for its adapter."""
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
 create table if not exists mailbox(
     uid blob primary key, agent int, name text, classes text, epoch int,
-    incarnation blob, terminated int, creator text
+    incarnation blob, terminated int, creator text, reason text
 ) without rowid;
 create table if not exists message(
     dest blob, number int, src blob, tag blob, flags int, lease int, payload blob,
@@ -41,7 +41,9 @@ create table if not exists message(
 ) without rowid;
 create table if not exists session(uid blob primary key, sequence int) without rowid;
 """
-_PUT_MAILBOX = "insert or replace into mailbox values(?,?,?,?,?,?,?,?)"
+_UPGRADES = {1: "alter table mailbox add column reason text"}
+"""By schema version, what makes a database of that version one of the next."""
+_PUT_MAILBOX = "insert or replace into mailbox values(?,?,?,?,?,?,?,?,?)"
 _PUT_MESSAGE = "insert into message values(?,?,?,?,?,?,?)"
 _PUT_SESSION = "insert or replace into session values(?,?)"
 _LEASE = "update message set lease=? where dest=? and number=?"
@@ -105,6 +107,12 @@ class SqliteStore:
         # Checkpoints wait for the disk: they are made in a thread, not in a commit.
         db.execute("pragma wal_autocheckpoint=0")
         (version,) = db.execute("pragma user_version").fetchone()
+        while version in _UPGRADES:
+            db.execute("begin")
+            db.execute(_UPGRADES[version])
+            version += 1
+            db.execute(f"pragma user_version={version}")
+            db.execute("commit")
         if version not in (0, _SCHEMA_VERSION):
             raise StorageError(
                 f"{self._path} was written by another version of academy-hpc (schema "
@@ -248,11 +256,12 @@ def _row(record: MailboxRecord) -> tuple[object, ...]:
         record.incarnation,
         record.terminated,
         record.creator,
+        record.reason,
     )
 
 
 def _record(row: tuple[Any, ...]) -> MailboxRecord:
-    uid, agent, name, classes, epoch, incarnation, terminated, creator = row
+    uid, agent, name, classes, epoch, incarnation, terminated, creator, reason = row
     return MailboxRecord(
         uid,
         bool(agent),
@@ -262,4 +271,5 @@ def _record(row: tuple[Any, ...]) -> MailboxRecord:
         incarnation,
         bool(terminated),
         creator,
+        reason or "",
     )
