@@ -9,26 +9,31 @@ from __future__ import annotations
 import copy
 import shlex
 import sysconfig
-from dataclasses import dataclass
 from typing import Any
 
 from parsl.providers import LocalProvider
 from parsl.providers.cluster_provider import ClusterProvider
 
+from academy.executors import dialects
 from academy.executors.resources import ResourceSpec
+from academy.executors.scripts import (
+    Recorded,
+    Recorder,
+    Script,
+    script_of,
+    submit_script,
+)
 
-
-@dataclass(frozen=True)
-class Script:
-    """A job script, and the command that submits it.
-
-    Attributes:
-        text: all of the file.
-        command: what the provider would run, such as "sbatch /path/of/the/script".
-    """
-
-    text: str
-    command: str
+__all__ = [
+    "Recorded",
+    "Recorder",
+    "Script",
+    "clone",
+    "scheduler_of",
+    "script_of",
+    "submit_script",
+    "with_resources",
+]
 
 
 def clone(provider: Any) -> Any:
@@ -53,8 +58,12 @@ def clone(provider: Any) -> Any:
 
 
 def scheduler_of(provider: Any) -> str:
-    """Return the name of a provider's scheduler (see `JobInfo.scheduler`)."""
-    raise NotImplementedError
+    """Return the name of a provider's scheduler (see `JobInfo.scheduler`).
+
+    Raises:
+        ValueError: It is the provider of something else.
+    """
+    return _known(provider, type(provider).__name__)[0]
 
 
 def with_resources(provider: Any, spec: ResourceSpec, taker: str) -> Any:
@@ -67,31 +76,16 @@ def with_resources(provider: Any, spec: ResourceSpec, taker: str) -> Any:
     Raises:
         ValueError: This provider has no place for one of them; says what it has.
     """
-    raise NotImplementedError
+    _, dialect = _known(provider, taker)
+    return dialect(provider, spec, taker).apply()
 
 
-def script_of(
-    provider: Any, command: str, tasks_per_node: int, name: str, directory: str
-) -> Script:
-    """Return what `submit` of this provider would submit, without submitting it.
-
-    Args:
-        provider: of a cluster, or of this machine; not changed.
-        command: what the job runs.
-        tasks_per_node: as for `submit`.
-        name: of the job; the script says exactly this, without a time stamp.
-        directory: where its script and outputs are.
-    """
-    raise NotImplementedError
-
-
-def submit_script(
-    provider: Any, command: str, tasks_per_node: int, name: str, directory: str
-) -> str:
-    """Submit the very script that `script_of` returns; return the job's id.
-
-    Raises:
-        ValueError: The scheduler refuses it; in its words.
-        OSError: Its command cannot be run.
-    """
-    raise NotImplementedError
+def _known(provider: Any, taker: str) -> tuple[str, type[dialects.Dialect]]:
+    found = dialects.find(provider)
+    if found is None:
+        names = ", ".join(kind.__name__ for kind in dialects.DIALECTS)
+        raise ValueError(
+            f"{type(provider).__name__} cannot be asked for resources ({taker}); "
+            f"these providers can: {names}."
+        )
+    return found
