@@ -100,6 +100,18 @@ class Payload:
             return [self._data]
         return exception_payload(self._value, self.strategy)
 
+    def pieces(self) -> list[memoryview]:
+        """Return one pickle or JSON text and, after it, its out-of-band buffers."""
+        parts = self.parts()
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        return _pieces(memoryview(data))
+
+    @classmethod
+    def from_plain(cls, strategy: SerializationStrategy, data: bytes) -> Payload:
+        """Wrap what plain `pickle.dumps` or `json.dumps` has made."""
+        encoding = _JSON if strategy is JSON else _PICKLE
+        return cls(strategy, data=memoryview(bytes((encoding,)) + data))
+
     @classmethod
     def from_bytes(cls, data: memoryview) -> Payload:
         """Wrap an encoded value, to be decoded when someone asks for it."""
@@ -163,6 +175,14 @@ def _decode(data: memoryview) -> Any:
         return pickle.loads(data[1:])
     if encoding == _JSON:
         return json.loads(bytes(data[1:]))
+    pieces = _pieces(data)
+    # Arrays are to be writable, as they are after plain pickle.
+    return pickle.loads(pieces[0], buffers=[bytearray(piece) for piece in pieces[1:]])
+
+
+def _pieces(data: memoryview) -> list[memoryview]:
+    if data[0] != _PICKLE_BUFFERS:
+        return [data[1:]]
     (count,) = _COUNT.unpack_from(data, 1)
     at = 5 + 8 * count
     pieces = []
@@ -170,8 +190,7 @@ def _decode(data: memoryview) -> Any:
         (length,) = _LENGTH.unpack_from(data, 5 + 8 * i)
         pieces.append(data[at : at + length])
         at += length
-    # Arrays are to be writable, as they are after plain pickle.
-    return pickle.loads(pieces[0], buffers=[bytearray(piece) for piece in pieces[1:]])
+    return pieces
 
 
 def exception_payload(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -58,8 +59,10 @@ def read_entity(content: Any) -> EntityId:
     try:
         if isinstance(content, str):
             content = json.loads(content)
-        kind = {"agent": AgentId, "user": UserId}[content["role"]]
-        return kind(uid=content["uid"], name=content.get("name"))
+        uid, name = content["uid"], content.get("name")
+        if content["role"] == "agent":
+            return AgentId(uid=uid, name=name)
+        return UserId(uid=uid, name=name, role=content["role"])
     except _SENSELESS as error:
         raise ProtocolError(f"not an entity: {str(content)[:80]!r}") from error
 
@@ -208,7 +211,7 @@ def _read_error(body: dict[str, Any]) -> AcademyErrorResponse:
     return AcademyErrorResponse(code, None if box is None else read_entity(box))
 
 
-_READERS = {
+_READERS: dict[str, Callable[[dict[str, Any]], Body]] = {
     "action-request": _read_action,
     "cancel-request": lambda body: CancelRequest(UUID(body["target_tag"]).bytes),
     "ping-request": lambda _: PingRequest(),
@@ -304,7 +307,7 @@ dictionary comes an opcode that fills it."""
 
 
 def _blob(opcode: bytes, data: bytes | memoryview) -> bytes:
-    return b"%b%b%b" % (opcode, _LENGTH.pack(len(data)), data)
+    return b"".join((opcode, _LENGTH.pack(len(data)), data))
 
 
 def _load(data: bytes | memoryview, *buffers: memoryview) -> bytes:
