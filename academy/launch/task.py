@@ -5,6 +5,7 @@ The directory holds, all of it for its owner only:
     spec        the function and its arguments, until the job begins
     taken       the same, from then on until the outcome is there
     withdrawn   the same, if the launching program took it back before the job began
+    place       where the job runs, and since when
     outcome     what the function returned or raised
     status      exit status of the process, if it shared its job with others
 
@@ -15,6 +16,7 @@ its scheduler has requeued finds `taken`, and begins again.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import signal
@@ -22,12 +24,14 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from academy.home import write_private
 from academy.launch.ending import portable_error
+from academy.scheduler.here import place
 from academy.serialize import dumps
 
 SPEC = "spec"
@@ -35,6 +39,9 @@ TAKEN = "taken"
 WITHDRAWN = "withdrawn"
 OUTCOME = "outcome"
 STATUS = "status"
+PLACE = "place"
+
+_VALUE, _ERROR = b"+", b"-"  # what the file of an outcome begins with
 
 
 @dataclass(frozen=True)
@@ -83,11 +90,20 @@ def read_outcome(directory: Path) -> Outcome | None:
     except OSError:
         return None
     try:
-        outcome = pickle.loads(packed)
+        outcome = pickle.loads(packed[1:])
     except Exception as error:
         error.add_note(f"This is the outcome of a batch job, in {directory / OUTCOME}.")
         return Outcome(error=error)
     return outcome if isinstance(outcome, Outcome) else Outcome(outcome)
+
+
+def was_success(directory: Path) -> bool | None:
+    """Tell, without loading its outcome, how a task ended; None if it has not."""
+    try:
+        with open(directory / OUTCOME, "rb") as file:
+            return file.read(1) == _VALUE
+    except OSError:
+        return None
 
 
 def run_task(spec: str | os.PathLike[str]) -> int:
@@ -104,6 +120,7 @@ def run_task(spec: str | os.PathLike[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    _tell_place(directory)
     outcome = _outcome(packed)
     write_private(directory / OUTCOME, _portable(outcome))
     remove_spec(directory)
@@ -119,6 +136,11 @@ def _take(directory: Path) -> bytes | None:
         return (directory / TAKEN).read_bytes()
     except FileNotFoundError:
         return None
+
+
+def _tell_place(directory: Path) -> None:
+    told = asdict(place()) | {"started": datetime.now(UTC).isoformat()}
+    write_private(directory / PLACE, json.dumps(told))
 
 
 def _outcome(packed: bytes) -> Outcome:
@@ -137,6 +159,8 @@ def _outcome(packed: bytes) -> Outcome:
 
 def _portable(outcome: Outcome) -> bytes:
     try:
-        return dumps(outcome)
+        packed = dumps(outcome)
     except Exception as error:
-        return dumps(Outcome(error=portable_error(error)))
+        outcome = Outcome(error=portable_error(error))
+        packed = dumps(outcome)
+    return (_VALUE if outcome.error is None else _ERROR) + packed

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ from academy.agent import Agent
 from academy.exchange import ExchangeFactory
 from academy.exchange.cloud import spawn_http_exchange
 from academy.executors import base
+from academy.executors.batch import BatchExecutor
 from academy.executors.event_loop import EventLoopExecutor
 from academy.executors.parsl import ParslExecutor
 from academy.launch import AgentSpec, run_agent
@@ -34,10 +36,11 @@ def process_pool() -> Executor:
     return ProcessPoolExecutor(1, mp_context=spawn)
 
 
-# Each makes an executor with one worker.
+# Each makes an executor with one worker, or with one for each task.
 FOR_FUNCTIONS: dict[str, Callable[[], Executor]] = {
     "process-pool": process_pool,
     "parsl-htex-local": lambda: ParslExecutor.local(1),
+    "batch-local": lambda: BatchExecutor("local"),
 }
 FOR_AGENTS = FOR_FUNCTIONS | {
     "event-loop": lambda: EventLoopExecutor(process_pool(), 20),
@@ -192,11 +195,12 @@ async def test_an_unknown_key_is_refused_and_named(
 
 
 def test_a_preview_tells_what_will_run_and_starts_nothing(fresh: Executor) -> None:
-    assert "xecutor" in base.preview(fresh, {})
+    assert re.search(r"xecutor|academy\.run --spec", base.preview(fresh, {}))
 
 
 def test_the_number_of_agents_at_a_time_is_known(fresh: Executor) -> None:
-    assert base.max_workers(fresh) in (1, 20)
+    unlimited = isinstance(fresh, BatchExecutor)
+    assert base.max_workers(fresh) in ((None,) if unlimited else (1, 20))
 
 
 async def test_what_runs_cannot_be_cancelled(
@@ -269,7 +273,8 @@ async def test_shutdown_without_waiting_ends_in_the_background(
 
 async def test_the_loss_of_a_worker_is_told(fresh: Executor, launch: Launch) -> None:
     future = await launch(fresh, violently=True)
-    with pytest.raises(Exception, match=r"lost|terminated abruptly|loss of worker"):
+    told = r"lost|terminated abruptly|loss of worker|job failed"
+    with pytest.raises(Exception, match=told):
         await asyncio.wrap_future(future)
     await asyncio.to_thread(fresh.shutdown)
 

@@ -1,0 +1,321 @@
+"""A job whose end somebody waits for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor, Future
+from dataclasses import replace
+from typing import Any
+
+from academy.executors.batch.listing import with_outputs
+from academy.executors.batch.records import JobRecord, Task
+from academy.failure import (
+    AgentLostError,
+    JobFailedError,
+    NeverStartedError,
+    WorkerDiedError,
+)
+from academy.home import write_private
+from academy.launch import AgentInterruptedError
+from academy.launch.task import (
+    OUTCOME,
+    SPEC,
+    STATUS,
+    Outcome,
+    read_outcome,
+    remove_spec,
+    withdraw_spec,
+)
+from academy.scheduler.cause import cause_of
+from academy.scheduler.job import JobInfo, JobState
+from academy.scheduler.output import tail_of
+
+logger = logging.getLogger("academy.executors.batch")
+
+LAST_WORDS = 30.0
+"""Seconds that a job has to end, for its scheduler to say why, once a signal has."""
+
+LATE_FILES = 1.0
+"""Seconds that a file may take to be seen here, when its job is known to be over."""
+
+FORGOTTEN_AFTER = 60.0
+"""Seconds since its submission after which a job that is unknown is lost."""
+
+
+class BatchFuture(Future[Any]):
+    """The end of one task. Cancelling it takes it back, if its job has not begun it."""
+
+    def __init__(self, job: LiveJob, number: int) -> None:
+        super().__init__()
+        self.job = job
+        self.number = number
+
+    def cancel(self) -> bool:
+        return self.job.withdraw(self)
+
+    def really_cancel(self) -> None:
+        """Cancel it, and tell those who wait for it."""
+        if super().cancel():
+            self.set_running_or_notify_cancel()
+
+
+class LiveJob:
+    """A job of this program, or of an earlier one, and the futures of its tasks.
+
+    Its own thread submits it, the executor's watcher calls `look`, the monitor of jobs
+    sets `info`, and anybody may cancel a future.
+
+    Attributes:
+        record: what is written down of it.
+        futures: of its tasks, in their order.
+        info: what its scheduler said last.
+        is_submitted: whether its scheduler has it, or has refused it.
+    """
+
+    def __init__(self, record: JobRecord, is_submitted: bool = False) -> None:
+        self.record = record
+        self.futures = [BatchFuture(self, n) for n in range(len(record.tasks))]
+        self.info: JobInfo | None = None
+        self.is_submitted = is_submitted
+        self.is_written = is_submitted
+        self.cancel_wanted = False
+        self._lock = threading.Lock()
+        self._withdrawn: set[int] = set()
+        self._give_up = float("inf")
+        self._over_since: float | None = None
+        self._interrupted: dict[int, tuple[float, Outcome]] = {}
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all its futures are."""
+        return all(future.done() for future in self.futures)
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """Whether nothing of it is to run any more."""
+        return len(self._withdrawn) == len(self.futures)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether one of its tasks runs or has run."""
+        return any(
+            f.running() or (f.done() and not f.cancelled()) for f in self.futures
+        )
+
+    def write(self, specs: Sequence[bytes]) -> bool:
+        """Write what its tasks are; False if all have been cancelled by now."""
+        with self._lock:
+            if self.is_withdrawn:
+                return False
+            self.record.write()
+            for task, spec in zip(self.record.tasks, specs, strict=True):
+                task.directory.mkdir(mode=0o700, exist_ok=True)
+                write_private(task.directory / SPEC, spec)
+            self.is_written = True
+            for number in self._withdrawn:
+                withdraw_spec(self.record.tasks[number].directory)
+        return True
+
+    def withdraw(self, future: BatchFuture) -> bool:
+        """Take a task back; tell if that was possible."""
+        with self._lock:
+            if future.number in self._withdrawn:
+                return True
+            if future.running() or future.done():
+                return False
+            directory = self.record.tasks[future.number].directory
+            if self.is_written and not withdraw_spec(directory):
+                return False
+            self._withdrawn.add(future.number)
+        # Without the lock, as there may be callbacks.
+        future.really_cancel()
+        return True
+
+    def _begin(self, future: BatchFuture) -> bool:
+        """Take note that a task runs; False if it has been taken back."""
+        with self._lock:
+            if future.number in self._withdrawn or future.done():
+                return False
+            return future.running() or future.set_running_or_notify_cancel()
+
+    def _end(self, future: BatchFuture, outcome: Outcome) -> None:
+        if not self._begin(future):
+            return
+        if outcome.error is None:
+            future.set_result(outcome.value)
+        else:
+            future.set_exception(outcome.error)
+
+    def fail(self, error: Exception) -> None:
+        """End all futures that have no end yet, and leave no secret behind."""
+        for future, task in zip(self.futures, self.record.tasks, strict=True):
+            self._end(future, Outcome(error=error))
+            remove_spec(task.directory)
+
+    def submitted(self, job_id: str) -> None:
+        """Take note of the scheduler's id."""
+        self.record = replace(self.record, job_id=job_id)
+        self.record.write()
+        self.is_submitted = True
+
+    def finish(self) -> None:
+        """Leave nothing secret behind, and of a job that never ran nothing at all."""
+        if self.is_withdrawn:
+            shutil.rmtree(self.record.directory, ignore_errors=True)
+            return
+        for task in self.record.tasks:
+            remove_spec(task.directory)
+        if self.info is not None and self.info.state.is_over:
+            self.record = self.record.ended(self.info)
+
+    def give_up_after(self, patience: float) -> None:
+        """Take back what has not begun, and let the rest fail after so many seconds."""
+        self._give_up = time.monotonic() + patience
+        for future in self.futures:
+            self.withdraw(future)
+
+    # --- what has become of it
+
+    def look(self) -> bool:
+        """Look for outcomes, and make them the ends of futures; tell if there is news.
+
+        Reading a directory, rather than asking for a file, gets past what network file
+        systems remember of files that are not there.
+        Source: https://man7.org/linux/man-pages/man5/nfs.5.html (lookupcache)
+        """
+        if not self.is_written:
+            return False
+        return sum(map(self._look_at, self.futures)) > 0
+
+    def _look_at(self, future: BatchFuture) -> bool:
+        if future.done():
+            return False
+        task = self.record.tasks[future.number]
+        try:
+            names = set(os.listdir(task.directory))
+        except FileNotFoundError:
+            self._end(future, Outcome(error=self._removed(task)))
+            return True
+        except OSError as error:  # a file system that hangs or is away
+            logger.warning("%s cannot be read: %s", task.directory, error)
+            return False
+        outcome = None
+        if names & {OUTCOME, STATUS}:
+            outcome = read_outcome(task.directory)
+        if outcome is not None:
+            return self._told(future, outcome)
+        if STATUS in names:
+            self._end(future, Outcome(error=self._died(task)))
+            return True
+        if self._is_over_for_sure():
+            self._end(future, Outcome(error=self._lost(task)))
+            return True
+        if time.monotonic() > self._give_up:
+            self._end(future, Outcome(error=self._cut_off()))
+            return True
+        if SPEC not in names and not future.running():
+            return self._begin(future)
+        return False
+
+    def _cut_off(self) -> BrokenExecutor:
+        return BrokenExecutor(
+            f"The executor was shut down without waiting for job "
+            f"{self.record.known_job_id()}, and {self.record.scheduler} has not said "
+            "yet that it is over."
+        )
+
+    def _told(self, future: BatchFuture, outcome: Outcome) -> bool:
+        """Take an outcome, once it is known why an agent was interrupted."""
+        if isinstance(outcome.error, AgentInterruptedError):
+            now = time.monotonic()
+            since, _ = self._interrupted.setdefault(future.number, (now, outcome))
+            if not self._is_over and now - since < LAST_WORDS:
+                return False
+            outcome = Outcome(error=self._interruption(future, outcome.error))
+        self._end(future, outcome)
+        return True
+
+    @property
+    def waits_for_cause(self) -> bool:
+        """Whether an agent was interrupted, and only the scheduler knows why."""
+        return bool(self._interrupted) and not self._is_over
+
+    @property
+    def _is_over(self) -> bool:
+        info = self.info
+        if info is None:
+            return False
+        if info.state is not JobState.UNKNOWN:
+            return info.state.is_over
+        # It was told several times that nobody knows it, and not because of an error.
+        age = time.time() - self.record.submitted.timestamp()
+        return not info.reason and age > FORGOTTEN_AFTER
+
+    def _is_over_for_sure(self) -> bool:
+        """Whether it is over, and what it has written can be seen from here."""
+        if not self._is_over:
+            return False
+        now = time.monotonic()
+        self._over_since = self._over_since or now
+        return now - self._over_since > LATE_FILES
+
+    def hopeless(self) -> NeverStartedError | None:
+        """Return why the job will never run, if that is so."""
+        if self.info is None or self.info.state is not JobState.PENDING:
+            return None
+        if self.has_begun:  # and was requeued; whoever has done that may release it
+            return None
+        cause = cause_of(self.info, started=False)
+        return cause if isinstance(cause, NeverStartedError) else None
+
+    def _lost(self, task: Task, error: Exception | None = None) -> AgentLostError:
+        """Say why a task has no outcome though its job is over."""
+        info = self._described(task)
+        place = task.place()
+        host = str(place.get("host", ""))
+        if info.state.is_over:
+            cause = cause_of(info, host=host, started=bool(place), error=error)
+            if cause is not None:
+                return cause
+        reason = f"{info.scheduler} does not know its job any more"
+        return AgentLostError(info.job_id, host, reason, tail_of(info))
+
+    def _died(self, task: Task) -> AgentLostError:
+        """Say why a task has no outcome though its job, shared with others, goes on."""
+        try:
+            status = int((task.directory / STATUS).read_text())
+        except (OSError, ValueError):
+            status = 1
+        info = replace(
+            self._described(task), state=JobState.FAILED, exit_code=status, reason=""
+        )
+        place = task.place()
+        host = str(place.get("host", ""))
+        cause = cause_of(info, host=host, started=bool(place))
+        assert cause is not None  # as the job is over
+        if isinstance(cause, JobFailedError):
+            return WorkerDiedError(cause.job_id, host, cause.reason, cause.output)
+        return cause
+
+    def _interruption(self, future: BatchFuture, error: Exception) -> Exception:
+        """Say why an agent got a signal, if its scheduler knows."""
+        if not self._is_over or self.info is None:
+            return error
+        cause = self._lost(self.record.tasks[future.number], error)
+        if type(cause) in (AgentLostError, JobFailedError, WorkerDiedError):
+            return error
+        cause.__cause__ = error
+        return cause
+
+    def _removed(self, task: Task) -> AgentLostError:
+        job_id = self.record.known_job_id()
+        return JobFailedError(job_id, reason=f"{task.directory} was removed")
+
+    def _described(self, task: Task) -> JobInfo:
+        info = self.info or JobInfo(self.record.scheduler, self.record.known_job_id())
+        return with_outputs(info, self.record, task)
