@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from academy.executors.spellings import read_keys
 from academy.executors.units import parse_memory, parse_walltime
@@ -37,11 +37,11 @@ class ResourceSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    nodes: int | None = Field(None, ge=1)
-    ranks_per_node: int | None = Field(None, ge=1)
-    cpus_per_rank: int | None = Field(None, ge=1)
-    gpus_per_node: int | None = Field(None, ge=0)
-    memory_gb_per_node: float | None = Field(None, gt=0)
+    nodes: int | None = None
+    ranks_per_node: int | None = None
+    cpus_per_rank: int | None = None
+    gpus_per_node: int | None = None
+    memory_gb_per_node: float | None = None
     walltime: str | None = None
     queue: str | None = None
     account: str | None = None

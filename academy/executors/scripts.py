@@ -197,7 +197,8 @@ class Recorder:
         self.is_rehearsal = True
         self._is_cluster = isinstance(provider, ClusterProvider)
         self.provider = copy.copy(provider)
-        self.provider.__class__ = _intercepted(type(provider))
+        kind: Any = type(provider)
+        self.provider.__class__ = _intercepted(kind)
         self.provider._write_submit_script = self._write_submit_script
         if self._is_cluster:
             self.provider.execute_wait = self._execute_wait

@@ -24,6 +24,8 @@ ALIASES: Mapping[str, str] = {
     "mem": "memory_gb_per_node",
     "time": "walltime",
     "t": "walltime",
+    "time_limit": "walltime",
+    "timelimit": "walltime",
     "partition": "queue",
     "p": "queue",
     "A": "account",
@@ -70,7 +72,7 @@ _NEED_A_UNIT = {
 
 # Cores of a node, whatever runs on them.
 _CORES_PER_NODE = ("ncpus", "ppn", "cores_per_node", "cpus_per_node")
-_GPUS_PER_RANK = ("gpus_per_task", "gpu_cores_per_process")
+_GPUS_PER_RANK = ("gpus_per_task", "gpu_cores_per_process", "gpus_per_rank")
 _MEMORY_PER_RANK = ("mem_per_worker",)
 _MEMORY_PER_CPU = ("mem_per_cpu",)
 _CHUNK = "select"
@@ -108,13 +110,19 @@ REFUSED: Mapping[str, str] = {
     "P": "say account",
     "W": f"say walltime, like {WALLTIMES}",
     "l": "say each resource by itself: nodes, cpus_per_rank, walltime, …",
+    "place": _RAW.format(line="#PBS -l place=scatter") + "; or say exclusive",
+    "pe": _RAW.format(line="#$ -pe smp 8"),
     "ompthreads": "say cpus_per_rank, and set OMP_NUM_THREADS in worker_init",
     "pre_launch": "say worker_init",
     "job_name": "say name= to launch()",
     "env": "export variables in worker_init",
     "export": "export variables in worker_init",
     **dict.fromkeys(
-        ("init_blocks", "min_blocks", "max_blocks", "parallelism", "provider"), _ENGINE
+        (
+            *("init_blocks", "min_blocks", "max_blocks", "parallelism"),
+            *("provider", "select_options", "cmd_timeout"),
+        ),
+        _ENGINE,
     ),
     "launcher": f"{_ENGINE}; its options are launcher_options",
     **{
@@ -123,6 +131,7 @@ REFUSED: Mapping[str, str] = {
             "array": "0-7",
             "begin": "now+1hour",
             "clusters": "c1",
+            "comment": "mine",
             "core-spec": "2",
             "deadline": "2030-01-01",
             "dependency": "afterok:17",

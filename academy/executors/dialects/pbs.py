@@ -83,7 +83,8 @@ class PBSPro(Dialect):
     def reserve(self, reservation: str) -> None:
         """Submit to a reservation, which is a queue: R17.server is that of R17."""
         if self.spec.queue is not None:
-            why = "a reservation of PBS is a queue, so say one of them"
+            queue = reservation.partition(".")[0]
+            why = f"a reservation of PBS is a queue, so say queue={queue!r} alone"
             raise self.no_place("reservation", why)
         self.fresh.queue = reservation.partition(".")[0]
 
