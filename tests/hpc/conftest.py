@@ -9,13 +9,20 @@ from typing import Any
 
 import pytest
 
-from tests.support.slurm import NetnsLab, SlurmLab
+from tests.support.slurm import STRICT, STRICT_PARTITIONS, NetnsLab, SlurmLab
 
 
 @pytest.fixture(scope="session")
 def slurm_lab() -> Iterator[SlurmLab]:
     _skip_without(SlurmLab)
     with SlurmLab(nodes=4, gpus=2) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def strict_slurm_lab() -> Iterator[SlurmLab]:
+    _skip_without(SlurmLab)
+    with SlurmLab(nodes=3, extra=STRICT, partitions=STRICT_PARTITIONS) as lab:
         yield lab
 
 
@@ -35,6 +42,20 @@ def slurm(slurm_lab: SlurmLab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slur
     monkeypatch.setenv("TMPDIR", str(slurm_lab.directory / "tmp"))
     yield slurm_lab
     _check_no_job_is_left(slurm_lab)
+
+
+@pytest.fixture
+def strict_slurm(
+    strict_slurm_lab: SlurmLab, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[SlurmLab]:
+    """A cluster that refuses, preempts, kills for memory, and misses nodes soon.
+
+    A test that powers a node off starts it again, and waits until all are idle.
+    """
+    _enter(strict_slurm_lab, monkeypatch)
+    monkeypatch.setenv("TMPDIR", str(strict_slurm_lab.directory / "tmp"))
+    yield strict_slurm_lab
+    _check_no_job_is_left(strict_slurm_lab)
 
 
 @pytest.fixture

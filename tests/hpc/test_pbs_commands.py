@@ -67,7 +67,8 @@ def test_a_script_with_pbs_lines_runs_as_in_openpbs(
     assert shown["Exit_status"] == 3
     printed = (tmp_path / "output").read_text().splitlines()
     here, home = os.getcwd(), os.environ["HOME"]
-    assert printed == [job, here, home, shown["exec_host"], "secret="]
+    [node] = shown["exec_host"].split("+")
+    assert printed == [job, here, home, node.partition("/")[0], "secret="]
 
 
 def test_a_job_gets_the_environment_that_it_asks_for(
@@ -101,3 +102,24 @@ def test_what_is_unknown_is_refused(tmp_path: Path) -> None:
     assert run("qdel", "999.pbs01").returncode == 153
     assert run("qstat", "-x", "999.pbs01").returncode == 153
     assert "illegal option" in run("qsub", "--wait", script).stderr
+
+
+def test_a_program_runs_on_all_nodes_of_a_job_or_on_one(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    job = submit(
+        tmp_path / "job.sh",
+        *("#PBS -V", "#PBS -l nodes=3", f"#PBS -o {output}"),
+        "pbsdsh -- printenv SLURMD_NODENAME | sort",
+        "pbsdsh -n 1 printenv SLURMD_NODENAME",
+    )
+    ended(job)
+    assert output.read_text().split() == ["n1", "n2", "n3", "n2"]
+
+
+def test_queues_tell_the_most_that_a_job_may_ask_for() -> None:
+    answer = json.loads(run("qstat", "-Q", "-f", "-F", "json").stdout)
+    assert answer["Queue"]["debug"]["resources_max"] == {
+        "nodect": 4,
+        "walltime": "01:00:00",
+    }
+    assert "walltime" not in answer["Queue"]["long"]["resources_max"]

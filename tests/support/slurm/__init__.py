@@ -2,12 +2,21 @@
 
 `SlurmLab` has virtual nodes, any number of them on this one host. `NetnsLab` makes each
 of them a host of its own, which sees the login node and its fellow nodes and nothing
-else. `PBS_COMMANDS` is a directory with OpenPBS's commands over either.
+else. With `extra=STRICT, partitions=STRICT_PARTITIONS` they refuse and kill more.
+`PBS_COMMANDS` is a directory with OpenPBS's commands over either.
 """
 
 from tests.support.slurm.cluster import SlurmLab
+from tests.support.slurm.configuration import STRICT, STRICT_PARTITIONS
 from tests.support.slurm.hosts import NetnsLab
 from tests.support.slurm.pbs import PBS_COMMANDS
 from tests.support.slurm.polling import until
 
-__all__ = ["PBS_COMMANDS", "NetnsLab", "SlurmLab", "until"]
+__all__ = [
+    "PBS_COMMANDS",
+    "STRICT",
+    "STRICT_PARTITIONS",
+    "NetnsLab",
+    "SlurmLab",
+    "until",
+]

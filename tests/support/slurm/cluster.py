@@ -150,6 +150,18 @@ class SlurmLab:
         """Let a node die: all its processes are killed, and Slurm is not told."""
         self.daemons.kill(f"n{node}")
 
+    def mark_down(self, node: int) -> None:
+        """Say that a node has failed, as an administrator may: its jobs end at once.
+
+        It is back soon, for nothing is wrong with it.
+        """
+        down = (f"nodename=n{node}", "state=down", "reason=test")
+        self.run("scontrol", "update", *down)
+
+    def wait_until_idle(self) -> None:
+        """Wait until all nodes are back, and nothing runs on them."""
+        self._until(self._all_idle, "all nodes to be idle")
+
     # --- its jobs
 
     def run(self, *command: str | Path, check: bool = True) -> str:
@@ -188,6 +200,10 @@ class SlurmLab:
         copy = self.directory / f"script-{job}"
         self.run("scontrol", "write", "batch_script", job, copy)
         return copy.read_text()
+
+    def expire(self, job: str) -> None:
+        """Have a job reach its walltime now; Slurm sees that within 30 s."""
+        self.run("scontrol", "update", f"jobid={job}", "EndTime=now")
 
     def cancel_all(self) -> None:
         """Cancel all jobs, and wait until they are over."""

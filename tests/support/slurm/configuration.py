@@ -63,3 +63,36 @@ PARTITIONS = {
     "long": "Nodes=ALL MaxTime=INFINITE DefaultTime=60",
     "gpu": "Nodes=n1 MaxTime=30 DefaultTime=5",
 }
+
+# Further lines: what a cluster may be strict about. Later lines overrule earlier ones.
+
+# Requests above a partition's limits are refused, instead of waiting for ever.
+ENFORCED_LIMITS = "EnforcePartLimits=ALL"
+
+# A job is killed when it takes more memory than it has asked for: by sampling, since
+# cgroups are not ours to make here. It looks every second.
+ENFORCED_MEMORY = """\
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherParams=OverMemoryKill
+JobAcctGatherFrequency=task=1
+"""
+
+# A node that does not answer is down, and its jobs have failed, within ten seconds.
+IMPATIENT = """\
+SlurmdTimeout=3
+MessageTimeout=2
+TCPTimeout=1
+"""
+
+# Jobs of a partition with a higher tier take the nodes of others.
+PREEMPTING = """\
+PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
+"""
+PREEMPTING_PARTITIONS = {
+    "low": "Nodes=ALL PriorityTier=1 MaxTime=60 DefaultTime=5",
+    "high": "Nodes=ALL PriorityTier=10 MaxTime=60 DefaultTime=5",
+}
+
+STRICT = "\n".join([ENFORCED_LIMITS, ENFORCED_MEMORY, IMPATIENT, PREEMPTING])
+STRICT_PARTITIONS = PARTITIONS | PREEMPTING_PARTITIONS

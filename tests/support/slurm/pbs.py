@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-# To be put on PATH: qsub, qstat, qdel.
+# To be put on PATH: qsub, qstat, qdel, pbsdsh.
 PBS_COMMANDS = Path(__file__).with_name("pbs_bin")
 
 # Gives a job of theirs what only its start can tell: PBS_JOBID, PBS_NODEFILE.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""qsub, qstat and qdel with OpenPBS's command line and answers, done by a Slurm.
+"""qsub, qstat, qdel and pbsdsh with OpenPBS's command line, done by a Slurm.
 
 Linked to by these names. Job ids look like OpenPBS's: 123.pbs01. Of the options there
 are those which Parsl's providers and our own code use; another one is an error.
@@ -102,6 +102,9 @@ Jobs = dict[str, dict[str, str]]
 
 
 def qstat(arguments: list[str]) -> int:
+    if "-Q" in arguments or "-B" in arguments:
+        print(json.dumps(queues() if "-Q" in arguments else server(), indent=4))
+        return 0
     history = "-x" in arguments
     ids = [argument for argument in arguments if argument[0].isdigit()]
     if not ids:
@@ -144,12 +147,53 @@ def owner(job: dict[str, str]) -> str:
     return job["UserId"].partition("(")[0]
 
 
-def as_json(jobs: Jobs) -> dict[str, object]:
-    answer: dict[str, object] = {
+def prologue() -> dict[str, object]:
+    return {
         "timestamp": int(time.time()),
         "pbs_version": "23.06.06",
         "pbs_server": SERVER,
     }
+
+
+def partitions() -> Iterable[list[str]]:
+    """Return name, longest time and number of nodes of each; * marks the default."""
+    shown = slurm("sinfo", "-h", "-a", "-o", "%P|%l|%D").stdout
+    return (line.split("|") for line in shown.splitlines())
+
+
+def queues() -> dict[str, object]:
+    described: dict[str, object] = {}
+    for name, longest, nodes in partitions():
+        most = {"nodect": int(nodes)} | (
+            {} if longest == "infinite" else {"walltime": clock(longest)}
+        )
+        described[name.rstrip("*")] = {
+            "queue_type": "Execution",
+            "resources_max": most,
+            "enabled": "True",
+            "started": "True",
+        }
+    return prologue() | {"Queue": described}
+
+
+def server() -> dict[str, object]:
+    default = next(name for name, *_ in partitions() if name.endswith("*"))
+    return prologue() | {"Server": {SERVER: {"default_queue": default.rstrip("*")}}}
+
+
+def clock(duration: str) -> str:
+    """Write [D-][HH:]MM:SS as HH:MM:SS."""
+    days, _, rest = duration.rpartition("-")
+    hours, minutes, seconds = ["0", *rest.split(":")][-3:]
+    return f"{24 * int(days or 0) + int(hours):02}:{minutes}:{seconds}"
+
+
+def ctime(stamp: str) -> str:
+    return time.asctime(time.strptime(stamp, "%Y-%m-%dT%H:%M:%S"))
+
+
+def as_json(jobs: Jobs) -> dict[str, object]:
+    answer = prologue()
     if jobs:
         answer["Jobs"] = {name: attributes(job) for name, job in jobs.items()}
     return answer
@@ -161,19 +205,47 @@ def attributes(job: dict[str, str]) -> dict[str, object]:
         "Job_Owner": f"{owner(job)}@{SERVER}",
         "job_state": state(job),
         "queue": job["Partition"],
-        "exec_host": job.get("NodeList", ""),
-        "stime": job["StartTime"],
-        "Resource_List": {
-            "walltime": job["TimeLimit"],
-            "nodect": int(job["NumNodes"].partition("-")[0]),
-        },
+        "ctime": ctime(job["SubmitTime"]),
+        "Output_Path": f"{SERVER}:{job.get('StdOut', '')}",
+        "Error_Path": f"{SERVER}:{job.get('StdErr', '')}",
     }
-    if state(job) in ("R", "E"):
-        described["resources_used"] = {"walltime": job["RunTime"]}
-    if state(job) == FINISHED:
-        status, signal = map(int, job["ExitCode"].split(":"))
-        described["Exit_status"] = 256 + signal if signal else status
-    return described
+    asked: dict[str, object] = {"nodect": int(job["NumNodes"].partition("-")[0])}
+    if ":" in job["TimeLimit"]:  # There may be none.
+        asked["walltime"] = clock(job["TimeLimit"])
+    described["Resource_List"] = asked
+    nodes = slurm("scontrol", "show", "hostnames", job.get("NodeList", "")).stdout
+    if has_run := nodes.split() != [] and state(job) != "Q":
+        cpus = int(job["NumCPUs"]) // len(nodes.split())
+        each = f"/0*{cpus}" if cpus > 1 else "/0"
+        described["exec_host"] = "+".join(node + each for node in nodes.split())
+        described["stime"] = ctime(job["StartTime"])
+        described["resources_used"] = {"walltime": clock(job["RunTime"])}
+    return described | comment(job, has_run)
+
+
+def comment(job: dict[str, str], has_run: bool) -> dict[str, object]:
+    """Say what became of a job, with the numbers that tell it too."""
+    if state(job) == "Q":
+        never = job["Reason"].startswith("Partition")
+        why = "Can Never Run" if never else "Not Running"
+        return {"comment": f"{why}: {job['Reason']}"}
+    ran = f"Job run at {job['StartTime']}" if has_run else "Job was not run"
+    if state(job) != FINISHED:
+        return {"comment": ran}
+    told: dict[str, object] = {"obittime": ctime(job["EndTime"])} if has_run else {}
+    status, signal = map(int, job["ExitCode"].split(":"))
+    if has_run:
+        told["Exit_status"] = 256 + signal if signal else status
+    if job["JobState"] == "TIMEOUT":
+        return told | {
+            "Exit_status": -29,
+            "comment": f"{ran} and failed",
+            "substate": 93,
+        }
+    if job["JobState"] == "CANCELLED":
+        return told | {"comment": f"{ran} and terminated", "substate": 91}
+    how, number = ("failed", 93) if status or signal else ("finished", 92)
+    return told | {"comment": f"{ran} and {how}", "substate": number}
 
 
 def print_table(jobs: Jobs) -> None:
@@ -196,11 +268,21 @@ def qdel(arguments: list[str]) -> int:
     return UNKNOWN_JOB if unknown else 0
 
 
+def pbsdsh(arguments: list[str]) -> int:
+    """Run a program on all nodes of the job, or on one of them."""
+    where = ["--ntasks-per-node=1"]
+    if arguments[:1] == ["-n"]:
+        where = ["-N1", "-n1", f"--relative={arguments[1]}"]
+        arguments = arguments[2:]
+    program = arguments[arguments[:1] == ["--"] :]
+    os.execvp("srun", ["srun", "--overlap", "--quiet", *where, *program])
+
+
 def refuse(command: str, reason: str, status: int) -> NoReturn:
     print(f"{command}: {reason}", file=sys.stderr)
     sys.exit(status)
 
 
 if __name__ == "__main__":
-    command = {"qsub": qsub, "qstat": qstat, "qdel": qdel}[Path(sys.argv[0]).name]
-    sys.exit(command(sys.argv[1:]))
+    commands = {"qsub": qsub, "qstat": qstat, "qdel": qdel, "pbsdsh": pbsdsh}
+    sys.exit(commands[Path(sys.argv[0]).name](sys.argv[1:]))
