@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from academy.executors import base
+from academy.executors.config import load_executors
 from academy.executors.parsl import ParslExecutor
 
 # Parsl does not close the sockets with which it asks for this machine's addresses.
@@ -271,3 +273,23 @@ def test_launches_shape_the_jobs_of_a_machine(
     script = executor.preview(**asked)
     assert wanted <= directives(script)
     assert words in script
+
+
+# --- executors.toml
+
+
+def test_our_executors_toml_names_a_place_of_each_kind_and_previews_it() -> None:
+    made = load_executors(CONFIGS / "executors.toml")
+    shown = {name: base.preview(executor, {}) for name, executor in made.items()}
+    assert list(made) == [
+        *("laptop", "many", "slurm", "gpu", "pbs", "jobs", "ensemble", "elsewhere")
+    ]
+    assert "process_worker_pool.py" in shown["laptop"]
+    assert "Up to 100 agents run in each worker." in shown["many"]
+    assert {"--nodes=1", "--time=60"} <= directives(shown["slurm"])
+    assert "--gpus-per-node=4" in directives(shown["gpu"])
+    assert "-l select=1:ncpus=8" in directives(shown["pbs"])
+    assert {"--time=120", "--cpus-per-task=4"} <= directives(shown["jobs"])
+    assert {"--nodes=2", "--ntasks-per-node=8"} <= directives(shown["ensemble"])
+    assert shown["ensemble"].count("academy.run --spec") == 16
+    assert '"walltime": "00:30:00"' in shown["elsewhere"]

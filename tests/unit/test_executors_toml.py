@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from academy.executors import base
+from academy.executors.batch import BatchExecutor
 from academy.executors.config import load_executors
 from academy.executors.event_loop import EventLoopExecutor
+from academy.executors.globus_compute import GlobusComputeExecutor
 from academy.executors.parsl import ParslExecutor
 
 # Parsl does not close the sockets with which it asks for this machine's addresses.
@@ -26,7 +28,7 @@ from parsl.config import Config
 from parsl.executors import HighThroughputExecutor
 from parsl.providers import SlurmProvider
 config = Config(executors=[HighThroughputExecutor(
-    label="cpu", address="127.0.0.1", max_workers_per_node=4,
+    label="cpu", max_workers_per_node=4,
     provider=SlurmProvider(partition="debug"))])
 """
 
@@ -110,6 +112,96 @@ def test_paths_are_relative_to_the_file_wherever_the_program_runs(
     monkeypatch.chdir("/")
     assert f"{tmp_path}/sub/runs/000/" in base.preview(executors["near"], {})
     assert "#SBATCH --partition=debug" in base.preview(executors["mine"], {})
+
+
+def test_resources_of_a_table_hold_for_launches_that_say_nothing_else(
+    tmp_path: Path,
+) -> None:
+    executors = load(
+        tmp_path,
+        """
+        [blocks]
+        kind = "parsl"
+        config = "slurm.py"
+        max_pools = 2
+        [blocks.resources]
+        walltime = "00:40:00"
+        account = "m1234"
+        [jobs]
+        kind = "batch"
+        scheduler = "slurm"
+        [jobs.resources]
+        walltime = "00:40:00"
+        account = "m1234"
+        """,
+    )
+    assert isinstance(executors["jobs"], BatchExecutor)
+    for executor in executors.values():
+        script = base.preview(executor, {})
+        assert "#SBATCH --time=40\n" in script
+        assert "#SBATCH --account=m1234\n" in script
+        other = base.preview(executor, {"walltime": "01:00:00"})
+        assert "#SBATCH --time=60\n" in other
+        assert "#SBATCH --account=m1234\n" in other
+
+
+def test_batch_jobs_go_through_the_provider_of_a_config_or_of_a_scheduler(
+    tmp_path: Path,
+) -> None:
+    executors = load(
+        tmp_path,
+        """
+        [mine]
+        kind = "batch"
+        config = "slurm.py"
+        label = "cpu"
+        directory = "jobs"
+        python = "../venv/bin/python"
+        [theirs]
+        kind = "batch"
+        scheduler = "pbs"
+        python = "python3"
+        share_job = true
+        [theirs.resources]
+        nodes = 2
+        """,
+    )
+    mine, theirs = executors["mine"], executors["theirs"]
+    assert isinstance(mine, BatchExecutor)
+    assert mine.directory == tmp_path / "jobs"
+    script = mine.preview()
+    assert "#SBATCH --partition=debug\n" in script
+    assert f"{tmp_path}/../venv/bin/python -m academy.run --spec" in script
+    assert isinstance(theirs, BatchExecutor)
+    assert theirs.shares_jobs
+    script = theirs.preview()
+    assert "#PBS -l select=2:" in script
+    assert re.search(r"\bpython3 -m academy\.run --spec", script)
+
+
+def test_a_globus_compute_endpoint_gets_what_its_table_says(tmp_path: Path) -> None:
+    endpoint = "4b116d3c-1703-4f8f-9f6f-39921e5864df"
+    executors = load(
+        tmp_path,
+        f"""
+        [far]
+        kind = "globus_compute"
+        endpoint_id = "{endpoint}"
+        directory = "tasks"
+        [far.user_endpoint_config]
+        account = "m1234"
+        [far.resource_specification]
+        priority = 3
+        [far.resources]
+        walltime = "00:40:00"
+        """,
+    )
+    far = executors["far"]
+    assert isinstance(far, GlobusComputeExecutor)
+    assert far.endpoint_id == endpoint
+    request = far.preview()
+    for words in ('"account": "m1234"', '"walltime": "00:40:00"', '"priority": 3'):
+        assert words in request
 
 
 # --- what is refused
