@@ -20,14 +20,19 @@ from academy.launch import LaunchOptions
 from academy.manager.batch import LaunchBatch
 from academy.manager.checks import check_launch, warn_of_overload
 from academy.manager.ending import close_all, stop, take_failures, wait_for
-from academy.manager.launched import LaunchedAgent, LaunchRequest, RetryPolicy
+from academy.manager.launched import LaunchedAgent
 from academy.manager.places import EVENT_LOOP, NamedExecutors
+from academy.manager.queued import Queues
+from academy.manager.request import LaunchRequest, RetryPolicy
+from academy.manager.sightings import Sightings
+from academy.manager.watching import LOST_AFTER, Watching
 
 if TYPE_CHECKING:
     from academy.exchange.client import ExchangeClient, UserExchangeClient
     from academy.exchange.factory import ExchangeFactory
     from academy.identifier import UserId
     from academy.logging.configs.base import LogConfig
+    from academy.scheduler.job import JobInfo
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +53,8 @@ class Manager:
         retry_backoff: seconds before the first retry; doubles with each further one,
             up to a minute.
         log_config: how workers log, unless a launch says otherwise.
+        lost_after: seconds after which an agent without connection to its exchange
+            counts as lost, where neither its executor nor a scheduler can tell.
 
     Raises:
         ValueError: the executors are none, or the default is not one of them.
@@ -83,11 +90,15 @@ class Manager:
         max_retries: int = 0,
         retry_backoff: float = 0.5,
         log_config: LogConfig | None = None,
+        lost_after: float = LOST_AFTER,
     ) -> None:
         self._executors = NamedExecutors(executors, default_executor)
         self._client = exchange_client
         self._retry = RetryPolicy(max_retries, retry_backoff)
         self._log_config = log_config
+        self._watching = Watching(
+            Sightings(exchange_client), Queues(), lost_after, set()
+        )
         self._launched: dict[AgentId[Any], LaunchedAgent] = {}
         self._handles: dict[AgentId[Any], Handle[Any]] = {}
         self._context_tokens: list[Token[ExchangeClient]] = []
@@ -103,6 +114,7 @@ class Manager:
         max_retries: int = 0,
         retry_backoff: float = 0.5,
         log_config: LogConfig | None = None,
+        lost_after: float = LOST_AFTER,
     ) -> Self:
         """Make a manager with a new client of an exchange."""
         client = await factory.create_user_client()
@@ -114,6 +126,7 @@ class Manager:
                 max_retries=max_retries,
                 retry_backoff=retry_backoff,
                 log_config=log_config,
+                lost_after=lost_after,
             )
         except BaseException:
             await client.close()
@@ -266,7 +279,13 @@ class Manager:
             raise RuntimeError(f"{agent_id} has already been executed.")
         warn_of_overload(request, self._launched.values())
         self._launched[agent_id] = LaunchedAgent(
-            self._client, self._retry, request, registration, packed, future
+            self._client,
+            self._retry,
+            request,
+            registration,
+            packed,
+            self._watching,
+            future,
         )
         logger.info("launched %s on %s", agent_id, request.executor_name)
 
@@ -298,6 +317,19 @@ class Manager:
     def running(self) -> set[AgentId[Any]]:
         """Return the launched agents that have not ended."""
         return {aid for aid, one in self._launched.items() if not one.task.done()}
+
+    async def job(
+        self, agent: AgentId[Any] | Handle[Any] | AgentRegistration[Any]
+    ) -> JobInfo | None:
+        """Describe the batch job that an agent is in, or waits for.
+
+        Returns:
+            None if there is none, or nobody can tell which.
+
+        Raises:
+            BadEntityIdError: this manager did not launch it.
+        """
+        return await self._find(agent).job()
 
     async def shutdown(
         self,
@@ -382,6 +414,7 @@ class Manager:
         self._closed = True
         errors = await close_all(
             self._launched.values(),
+            self._watching,
             self._client.close if close_exchange else None,
             self._executors.give_up(),
         )

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from academy.executors.base import AgentExecutor
 from academy.handle import Handle
 from academy.launch import run_agent
-from academy.manager.launched import spec_of_run
+from academy.manager.request import spec_of_run
 
 if TYPE_CHECKING:
     from academy.agent import Agent
     from academy.exchange.transport import AgentRegistration
     from academy.launch import LaunchOptions
     from academy.manager import Manager
-    from academy.manager.launched import LaunchRequest
+    from academy.manager.request import LaunchRequest
 
 AgentT = TypeVar("AgentT", bound="Agent")
 

@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 from academy.agent import Agent
 from academy.executors import base
 from academy.launch import LaunchOptions
-from academy.manager.launched import LaunchRequest
 from academy.manager.places import nearest
+from academy.manager.request import LaunchRequest
 from academy.runtime import RuntimeConfig
 
 if TYPE_CHECKING:

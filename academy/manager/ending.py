@@ -13,6 +13,7 @@ from academy.executors.futures import interrupt_workers, is_standard_pool
 
 if TYPE_CHECKING:
     from academy.manager.launched import LaunchedAgent
+    from academy.manager.watching import Watching
 
 STOP_PATIENCE = 10.0
 """Seconds that an exchange may take to pass on that an agent is to shut down."""
@@ -23,6 +24,7 @@ STEP_PATIENCE = 5.0
 
 async def close_all(
     launched: Iterable[LaunchedAgent],
+    watching: Watching,
     close_client: Callable[[], Awaitable[None]] | None,
     executors: Iterable[Executor],
 ) -> list[BaseException]:
@@ -40,6 +42,7 @@ async def close_all(
         hurry = True
     # An agent that could not be asked to shut down keeps its worker.
     hurry = hurry or bool(errors)
+    await watching.close()
     if close_client is not None:
         try:
             await close_client()
@@ -47,7 +50,10 @@ async def close_all(
             errors.append(error)
     # All at once: one executor may wait for tasks that another one has given it.
     outcomes = await asyncio.gather(
-        *(_shut_down(executor, hurry) for executor in executors),
+        *(
+            _shut_down(executor, hurry, cut=hurry or bool(watching.abandoned))
+            for executor in executors
+        ),
         return_exceptions=True,
     )
     errors += [outcome for outcome in outcomes if outcome is not None]
@@ -132,12 +138,17 @@ async def _insist(tasks: Iterable[asyncio.Task[None]]) -> None:
         _, pending = await asyncio.wait(pending, timeout=STEP_PATIENCE)
 
 
-async def _shut_down(executor: Executor, hurry: bool) -> None:
+async def _shut_down(executor: Executor, hurry: bool, *, cut: bool) -> None:
+    """Shut an executor down.
+
+    Args:
+        executor: whose agents have ended, or are not waited for.
+        hurry: do not wait for it.
+        cut: do not let it wait for runs, of which those that were lost may never end.
+    """
     if hurry and is_standard_pool(executor):
         interrupt_workers(executor)
-    shutdown = functools.partial(
-        executor.shutdown, wait=not hurry, cancel_futures=hurry
-    )
+    shutdown = functools.partial(executor.shutdown, wait=not hurry, cancel_futures=cut)
     # A thread of its own: the loop's may be busy, and would outlive the manager.
     thread = ThreadPoolExecutor(1, thread_name_prefix="academy-shutdown")
     try:

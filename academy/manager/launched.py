@@ -5,16 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
-from collections.abc import Mapping
 from concurrent.futures import (
     BrokenExecutor,
     CancelledError as FutureCancelledError,
     Executor,
     Future,
-    ThreadPoolExecutor,
 )
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from academy.exception import (
@@ -24,118 +20,20 @@ from academy.exception import (
     SupersededError,
 )
 from academy.executors.futures import end_of, is_standard_pool, submit, withdraw
+from academy.failure import AgentLostError, NeverStartedError
 from academy.launch import AgentSpec, run_agent, run_agent_here
 from academy.launch.ending import portable_error
-from academy.launch.spec import check_pickles, pack_agent
+from academy.manager import losses
+from academy.manager.request import LaunchRequest, RetryPolicy, spec_of_run
+from academy.manager.watching import Run, Watching
+from academy.scheduler.job import JobInfo
 
 if TYPE_CHECKING:
-    from academy.agent import Agent
     from academy.exchange.client import ExchangeClient
-    from academy.exchange.factory import ExchangeFactory
     from academy.exchange.transport import AgentRegistration
     from academy.identifier import AgentId
-    from academy.logging.configs.base import LogConfig
-    from academy.runtime import RuntimeConfig
 
 logger = logging.getLogger("academy.manager")
-
-MAX_BACKOFF = 60.0
-"""Seconds; the wait before a retry doubles up to this."""
-
-
-@dataclass(frozen=True)
-class RetryPolicy:
-    """How often, and after how long, an agent that failed runs again.
-
-    Attributes:
-        max_retries: runs after the first one.
-        backoff: seconds before the first retry; doubles with each, up to a minute,
-            and varies by half so that agents that failed together come back apart.
-    """
-
-    max_retries: int
-    backoff: float
-
-    def __post_init__(self) -> None:
-        for name, value in (
-            ("max_retries", self.max_retries),
-            ("retry_backoff", self.backoff),
-        ):
-            if value < 0:
-                raise ValueError(f"{name} is not negative; it was {value}.")
-
-    def delay(self, failures: int) -> float:
-        """Return the seconds to wait after so many failures."""
-        longest = min(self.backoff * 2.0 ** min(failures - 1, 32), MAX_BACKOFF)
-        return longest * random.uniform(0.5, 1.0)
-
-
-@dataclass(frozen=True)
-class LaunchRequest:
-    """A launch that has been checked: all of it but the mailbox."""
-
-    agent: Agent | type[Agent]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    config: RuntimeConfig
-    executor_name: str
-    executor: Executor | None
-    submit_kwargs: Mapping[str, Any]
-    name: str | None
-    log_config: LogConfig | None
-
-    @property
-    def agent_type(self) -> type[Agent]:
-        """The class of the agent."""
-        return self.agent if isinstance(self.agent, type) else type(self.agent)
-
-    def pack(self, client: ExchangeClient) -> bytes | None:
-        """Return the packed agent; None if it runs in this process' memory.
-
-        Raises:
-            PicklingError: names the part of the launch that does not pickle.
-        """
-        if self.executor is None or isinstance(self.executor, ThreadPoolExecutor):
-            return None
-        check_pickles(client.factory(), "the exchange")
-        return pack_agent(self.agent, self.args, self.kwargs)
-
-    def spec(
-        self,
-        client: ExchangeClient,
-        registration: AgentRegistration[Any],
-        packed: bytes | None,
-        config: RuntimeConfig,
-    ) -> AgentSpec:
-        """Return what the worker gets."""
-        factory = client.factory()
-        if isinstance(self.executor, ThreadPoolExecutor):
-            factory = _for_threads(factory)
-        return AgentSpec(
-            self.agent if packed is None else packed,
-            factory,
-            registration,
-            config,
-            self.log_config,
-            self.args if packed is None else (),
-            self.kwargs if packed is None else {},
-        )
-
-
-def spec_of_run(
-    run: int,
-    client: ExchangeClient,
-    retry: RetryPolicy,
-    request: LaunchRequest,
-    registration: AgentRegistration[Any],
-    packed: bytes | None,
-) -> AgentSpec:
-    """Return what the worker gets in one of an agent's runs, counted from 1."""
-    config = request.config
-    if run <= retry.max_retries:
-        # The mailbox is to be there for the next run.
-        config = config.model_copy(update={"terminate_on_error": False})
-    return request.spec(client, registration, packed, config)
 
 
 class LaunchedAgent:
@@ -151,8 +49,10 @@ class LaunchedAgent:
         "_pause",
         "_request",
         "_retry",
+        "_run_now",
         "_stopping",
         "_terminate",
+        "_watching",
         "registration",
         "reported",
         "task",
@@ -165,6 +65,7 @@ class LaunchedAgent:
         request: LaunchRequest,
         registration: AgentRegistration[Any],
         packed: bytes | None,
+        watching: Watching,
         future: Future[Any] | None = None,
     ) -> None:
         """Submit the first run, unless its future is given.
@@ -177,6 +78,8 @@ class LaunchedAgent:
         self._request = request
         self._packed = packed
         self._pause: asyncio.Future[None] | None = None
+        self._watching = watching
+        self._run_now: Run | None = None
         self._stopping = False
         self._terminate: bool | None = None
         self.registration = registration
@@ -200,6 +103,12 @@ class LaunchedAgent:
         if not self.task.done() or self.task.cancelled():
             return None
         return self.task.exception()
+
+    async def job(self) -> JobInfo | None:
+        """Describe the job that it is in or waits for; None if there is none."""
+        if self._run_now is not None:
+            return await self._run_now.job()
+        return await losses.job_of(None, self._request.executor, self._future)
 
     async def stop(self, terminate: bool | None) -> None:
         """Ask the agent to shut down, or see to it that it does not start (again).
@@ -238,9 +147,11 @@ class LaunchedAgent:
                 if not self._is_about_us(
                     error, SupersededError
                 ):  # else it has an owner
-                    await self._end_mailbox(self._request.config.terminate_on_error)
+                    terminate = self._request.config.terminate_on_error
+                    await self._end_mailbox(terminate, _reason(error))
                 raise error
         finally:
+            self._watching.sightings.leave(self.agent_id)
             # What the agent was made of can be large, and is not needed any more.
             self._packed = None
 
@@ -248,19 +159,36 @@ class LaunchedAgent:
         """Run the agent once; return what it failed of."""
         try:
             self._future = self._future or self._submit(run)
-            if self._future is None:
+            executor = self._request.executor
+            if self._future is None or executor is None:
                 await run_agent_here(self._spec(run))
-            else:
+            elif is_standard_pool(executor):  # which tells at once, and has no jobs
                 await end_of(self._future)
                 self._future.result()
+            else:
+                await self._watched_run(executor, self._future)
         except (Exception, SystemExit) as error:
-            if self._future is not None and self._future.cancelled():
+            if isinstance(error, FutureCancelledError) and self._future is not None:
                 return await self._never_ran()
             # An agent's sys.exit() is not to end the program that launched it.
             return error if isinstance(error, Exception) else portable_error(error)
         finally:
             self._future = None
         return None
+
+    async def _watched_run(self, executor: Executor, future: Future[None]) -> None:
+        self._run_now = Run(
+            self.agent_id,
+            self.executor_name,
+            executor,
+            future,
+            self._watching,
+            lambda: self._stopping,
+        )
+        try:
+            await self._run_now.end()
+        finally:
+            self._run_now = None
 
     async def _never_ran(self) -> Exception | None:
         if not self._stopping:
@@ -308,6 +236,9 @@ class LaunchedAgent:
     def _may_run_again(self, error: Exception, runs: int) -> bool:
         if self._stopping or runs > self._retry.max_retries:
             return False
+        # What its scheduler refuses to start, it would refuse again.
+        if isinstance(error, NeverStartedError):
+            return False
         # Whose mailbox is gone, or belongs to another incarnation, has no way back.
         if self._is_about_us(error, BadEntityIdError, MailboxTerminatedError):
             return False
@@ -339,24 +270,20 @@ class LaunchedAgent:
             timer.cancel()
             self._pause = None
 
-    async def _end_mailbox(self, terminate: bool) -> None:
+    async def _end_mailbox(self, terminate: bool, reason: str = "") -> None:
         if self._terminate is not None:
             terminate = self._terminate
         if not terminate:
             return
         try:
-            await self._client.terminate(self.agent_id)
+            await self._client.terminate(self.agent_id, reason)
         except ExchangeError as error:
             logger.error("the mailbox of %s stays: %s", self.agent_id, error)
 
 
-def _for_threads(factory: ExchangeFactory) -> ExchangeFactory:
-    from academy.exchange.bridge import BridgeFactory
-    from academy.exchange.local import LocalExchangeFactory
-
-    return (
-        BridgeFactory(factory) if isinstance(factory, LocalExchangeFactory) else factory
-    )
+def _reason(error: Exception) -> str:
+    """Say for callers what an agent failed of."""
+    return str(error) if isinstance(error, AgentLostError) else repr(error)
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:

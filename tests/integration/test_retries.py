@@ -21,7 +21,7 @@ from academy.exchange.cloud import HttpExchangeFactory
 from academy.exchange.local import LocalExchangeFactory
 from academy.exchange.mailbox_status import MailboxStatus
 from academy.manager import Manager
-from academy.manager.launched import MAX_BACKOFF, RetryPolicy
+from academy.manager.request import MAX_BACKOFF, RetryPolicy
 from academy.runtime import Runtime, RuntimeConfig
 from tests.support.executors import ProcessEach
 from tests.support.launchables import Counter, Diary, FailsAtFirst, FailsAtLast
