@@ -311,7 +311,7 @@ class BatchExecutor(base.AgentExecutor):
         if cancel_futures:
             for job in live:
                 job.give_up_after(CANCEL_PATIENCE)
-            cancel(job for job in live if not job.is_withdrawn)
+            cancel(job for job in live if not job.is_done)
             self._watch.wake()
         if wait:
             self._submitters.join()

@@ -87,6 +87,7 @@ class LiveJob:
         self._lock = threading.Lock()
         self._withdrawn: set[int] = set()
         self._give_up = float("inf")
+        self._done_since: float | None = None
         self._over_since: float | None = None
         self._interrupted: dict[int, tuple[float, Outcome]] = {}
 
@@ -94,6 +95,15 @@ class LiveJob:
     def is_done(self) -> bool:
         """Whether all its futures are."""
         return all(future.done() for future in self.futures)
+
+    def has_left(self, patience: float) -> bool:
+        """Whether its scheduler said that it is over; or has not, for so many seconds.
+
+        It is asked when all futures are done.
+        """
+        now = time.monotonic()
+        self._done_since = self._done_since or now
+        return self._is_over or now - self._done_since > patience
 
     @property
     def is_withdrawn(self) -> bool:

@@ -172,13 +172,12 @@ class Plan:
         return [directory / str(number) for number in range(tasks)]
 
     def _arguments(self, directory: Path, tasks: int) -> tuple[Any, str, int, str, str]:
-        cwd = self.worker.working_directory
         directories = self.directories(directory, tasks)
         if self.shared:
             slots = Slots(self.spec)
-            command = together(slots, self.scheduler, self.worker, directories, cwd)
+            command = together(slots, self.scheduler, self.worker, directories)
         else:
-            command = alone(self.spec, self.scheduler, self.worker, directory, cwd)
+            command = alone(self.spec, self.scheduler, self.worker, directory)
         per_node = self.spec.ranks_per_node or 1
         return self.provider, command, per_node, directory.name, str(directory)
 

@@ -90,13 +90,11 @@ class Slots:
         return replace(self, spec=self.spec.model_copy(update=part))
 
 
-def alone(
-    spec: ResourceSpec, scheduler: str, worker: Worker, directory: Path, cwd: str
-) -> str:
+def alone(spec: ResourceSpec, scheduler: str, worker: Worker, directory: Path) -> str:
     """Return what the job of one agent runs."""
     return "\n".join(
         [
-            f"cd {quote(cwd)}",
+            f"cd {quote(worker.working_directory)}",
             *(f"export {line}" for line in _mpi_variables(spec, scheduler)),
             f"exec {worker.command(directory)}",
         ]
@@ -133,9 +131,9 @@ def _mpi_variables(spec: ResourceSpec, scheduler: str) -> list[str]:
 
 _RUN = r"""run() {
     trap : TERM INT
-    "${@:2}" >"$1/stdout" 2>"$1/stderr" &
+    "${@:2}" >"$job/$1/stdout" 2>"$job/$1/stderr" &
     until wait $!; status=$?; ! kill -0 $! 2>/dev/null; do :; done
-    echo $status >"$1/status"
+    echo $status >"$job/$1/status"
 }
 trap : TERM INT"""
 
@@ -143,28 +141,28 @@ _WAIT = 'while [ -n "$(jobs -rp)" ]; do wait; done'
 
 # A task of pbsdsh has hardly any environment. It counts nodes by lines of this file.
 # Source: https://github.com/openpbs/openpbs/blob/master/doc/man1/pbsdsh.1B
-_PBS_NODES = r"""(umask 077; export -p >{environment})
-nodes=($(awk '!seen[$0]++ {{print NR - 1}}' "$PBS_NODEFILE"))"""
+_PBS_NODES = r"""(umask 077; export -p >"$job/environment")
+nodes=($(awk '!seen[$0]++ {print NR - 1}' "$PBS_NODEFILE"))"""
 
 
 def together(
-    slots: Slots, scheduler: str, worker: Worker, directories: list[Path], cwd: str
+    slots: Slots, scheduler: str, worker: Worker, directories: list[Path]
 ) -> str:
     """Return what a job of many agents runs; each has a slot, and its own output."""
-    environment = directories[0].parent / "environment"
-    lines = [f"cd {quote(cwd)}", _RUN]
+    job = directories[0].parent
+    lines = [f"cd {quote(worker.working_directory)}", f"job={quote(str(job))}", _RUN]
     over_pbs = scheduler != "slurm" and slots.nodes > 1
     if over_pbs:
-        lines.append(_PBS_NODES.format(environment=quote(str(environment))))
+        lines.append(_PBS_NODES)
     for number, directory in enumerate(directories):
         if scheduler == "slurm":
             start = f"{_srun(slots.spec, slots.per_node)} {worker.command(directory)}"
         else:
-            start = _on_node(slots, worker, directory, number, environment)
-        lines.append(f"run {quote(str(directory))} {start} &")
+            start = _on_node(slots, worker, directory, number)
+        lines.append(f"run {directory.name} {start} &")
     lines.append(_WAIT)
     if over_pbs:
-        lines.append(f"rm -f {quote(str(environment))}")
+        lines.append('rm -f "$job/environment"')
     return "\n".join(lines)
 
 
@@ -187,9 +185,7 @@ def _srun(spec: ResourceSpec, per_node: int) -> str:
     return " ".join(("srun", *options))
 
 
-def _on_node(
-    slots: Slots, worker: Worker, directory: Path, number: int, environment: Path
-) -> str:
+def _on_node(slots: Slots, worker: Worker, directory: Path, number: int) -> str:
     """Return the command that runs one of several agents where there is no srun."""
     node, slot = divmod(number, slots.per_node)
     more = ["--slot", f"{slot}/{slots.per_node}"]
@@ -198,8 +194,7 @@ def _on_node(
     command = worker.command(directory, *more)
     if node == 0:
         return command
-    there = quote(
-        f". {quote(str(environment))}; cd {quote(worker.working_directory)}; "
-        f"exec {command}"
-    )
+    environment = quote(str(directory.parent / "environment"))
+    cwd = quote(worker.working_directory)
+    there = quote(f". {environment}; cd {cwd}; exec {command}")
     return f"pbsdsh -n ${{nodes[{node}]}} -- /bin/bash -c {there}"

@@ -22,6 +22,9 @@ SHORTEST = 0.05
 LONGEST = 1.0
 """Seconds between two looks at files when there is none."""
 
+LINGER = 10.0
+"""Seconds that a job has to be over when all in it has ended."""
+
 SHARE = 0.1
 """The part of its time that the thread may spend looking, where files are slow."""
 
@@ -77,8 +80,14 @@ class Watch:
         """Wait until there is nothing to follow."""
         with self._changed:
             thread = self._thread
-        if thread is not None:
-            thread.join()
+        pause = SHORTEST
+        while thread is not None and thread.is_alive():
+            # What is left is to see that jobs, which have nothing to do, are over.
+            for job in self.jobs():
+                if job.is_done:
+                    _ask_about(job)
+            thread.join(pause)
+            pause = min(1.5 * pause, LONGEST)
 
     def _told(self, job: LiveJob, info: JobInfo) -> None:
         job.info = info
@@ -115,18 +124,23 @@ class Watch:
                 cancel([job])
                 job.fail(error)
             if job.waits_for_cause:
-                job_id = job.record.known_job_id()
-                monitor().look_now(job.record.scheduler, job_id)
+                _ask_about(job)
         except Exception as error:  # the futures of other jobs must go on
             logger.exception("job %s cannot be followed", job.record.id)
             job.fail(error)
             news = True
-        if job.is_done:
+        if job.is_done and job.has_left(LINGER):
             with self._changed:
                 unwatch = self._jobs.pop(job)
             unwatch()
             self._ended(job)
+        elif job.is_done and news:
+            _ask_about(job)
         return news
+
+
+def _ask_about(job: LiveJob) -> None:
+    monitor().look_now(job.record.scheduler, job.record.known_job_id())
 
 
 def cancel(jobs: Iterable[LiveJob]) -> bool:
