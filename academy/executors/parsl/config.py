@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
-import math
 import os
 import sys
+import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from parsl.config import Config
 from parsl.executors import HighThroughputExecutor
 from parsl.executors.base import ParslExecutor as ParslEngine
+from parsl.executors.high_throughput import executor as _htex
 from parsl.jobs.error_handlers import windowed_error_handler
-from parsl.launchers import SimpleLauncher, SingleNodeLauncher
 from parsl.providers import LocalProvider
-from parsl.providers.base import ExecutionProvider
 
-from academy.executors.parsl import interchange
-from academy.executors.providers import clone
+from academy.executors.parsl.engine import LOOPBACK, arguments_of
+from academy.socket import reachable_addresses
 
-T = TypeVar("T")
+# One config file at a time, for what is changed while it runs.
+_LOOKING = threading.RLock()
 
-LOOPBACK = "127.0.0.1"
 DEFAULT_RUN_DIR = inspect.signature(Config).parameters["run_dir"].default
-DEFAULT_INTERCHANGE = ["interchange.py"]
 
 
 # --- for a laptop, or the one node of a batch job
@@ -117,11 +116,28 @@ def _run(path: Path) -> dict[str, Any]:
     # Dataclasses and pickle look for the module of a class here.
     sys.modules[module.__name__] = module
     try:
-        exec(compile(source, str(path), "exec"), module.__dict__)
+        with _asking_nobody():
+            exec(compile(source, str(path), "exec"), module.__dict__)
     except BaseException as e:
         e.add_note(f"This happened in the Parsl config file {path}.")
         raise
     return {k: v for k, v in vars(module).items() if not k.startswith("_")}
+
+
+@contextlib.contextmanager
+def _asking_nobody() -> Iterator[None]:
+    """Find addresses without the web service that Parsl asks, which may take long.
+
+    A HighThroughputExecutor that is made without an address looks for all there are.
+    """
+    htex: Any = _htex
+    with _LOOKING:
+        looks = htex.get_all_addresses
+        htex.get_all_addresses = lambda: set(reachable_addresses())
+        try:
+            yield
+        finally:
+            htex.get_all_addresses = looks
 
 
 def _made_by_function(path: Path, names: dict[str, Any]) -> Config:
@@ -136,7 +152,8 @@ def _made_by_function(path: Path, names: dict[str, Any]) -> Config:
     chosen = functions.get("config")
     if chosen is None and len(functions) == 1:
         chosen = next(iter(functions.values()))
-    made = chosen() if chosen is not None else None
+    with _asking_nobody():
+        made = chosen() if chosen is not None else None
     if isinstance(made, Config):
         return made
     own = {
@@ -163,9 +180,10 @@ def fresh_config(
 
     Usage tracking is off, and Parsl sets up logging only where it was given a log
     configuration, because log handlers and levels are the program's own. Nothing is
-    memoized: an agent launched twice is two agents.
+    memoized: an agent launched twice is two agents. Nothing is retried: the manager
+    does that, and knows the cause of each failure, which Parsl keeps to itself.
     """
-    arguments = _arguments(config)
+    arguments = arguments_of(config)
     if not isinstance(config.initialize_logging, bool):
         arguments["initialize_logging"] = config.initialize_logging
     else:
@@ -173,108 +191,8 @@ def fresh_config(
     arguments |= {
         "executors": executors,
         "memoizer": None,
+        "retries": 0,
         "run_dir": os.fspath(run_dir),
         "usage_tracking": 0,
     }
     return type(config)(**arguments)
-
-
-def fresh_executor(executor: ParslEngine) -> ParslEngine:
-    """Return an executor like this one, which can be started although this one was.
-
-    Starting rewrites an executor's attributes, so it is made anew with the arguments
-    that it keeps, as Parsl does to show it. One that does not keep all its
-    arguments is returned as it is.
-
-    Where the configuration leaves it open, a HighThroughputExecutor gets an
-    interchange that ends with this process, workers that find this environment, and on
-    this machine alone, an address that nobody else can reach.
-
-    Raises:
-        ValueError: The executor runs already, in a DataFlowKernel of somebody else.
-    """
-    try:
-        if isinstance(executor, HighThroughputExecutor):
-            return _fresh_htex(executor)
-        return _again(executor)
-    except _NotKeptError:
-        return executor
-
-
-class _NotKeptError(Exception):
-    """An object does not keep an argument of its constructor."""
-
-
-def _fresh_htex(executor: HighThroughputExecutor) -> HighThroughputExecutor:
-    if executor.interchange_proc is not None:
-        raise ValueError(
-            f"Parsl executor {executor.label!r} is running already: give a Config that "
-            "has not been loaded with parsl.load()."
-        )
-    provider = executor.provider
-    assert provider is not None  # Without one given, the constructor makes one.
-    workers = executor.max_workers_per_node
-    fresh = _again(
-        executor,
-        provider=clone(provider),
-        max_workers_per_node=None if math.isinf(workers) else workers,
-        # Without an address the constructor asks the network for all there are.
-        address=LOOPBACK,
-        # MPIExecutor does not accept what it keeps.
-        interchange_launch_cmd=None,
-    )
-    if executor.address is None and not _on_this_machine(provider):
-        fresh.address = None
-        fresh.all_addresses = executor.all_addresses
-    elif executor.address is not None:
-        fresh.address = executor.address
-        fresh.all_addresses = {executor.address}
-    if executor.interchange_launch_cmd == DEFAULT_INTERCHANGE:
-        fresh.interchange_launch_cmd = [
-            sys.executable,
-            "-P",  # The script's directory holds a module of the name parsl.
-            interchange.__file__,
-            str(os.getpid()),
-        ]
-    else:
-        fresh.interchange_launch_cmd = executor.interchange_launch_cmd
-    return fresh
-
-
-def _on_this_machine(provider: ExecutionProvider) -> bool:
-    """Tell whether workers connect from here; inside a batch job they may not."""
-    return (
-        isinstance(provider, LocalProvider)
-        and provider.nodes_per_block == 1
-        and isinstance(provider.launcher, SingleNodeLauncher | SimpleLauncher)
-    )
-
-
-def _again(thing: T, **changes: Any) -> T:
-    """Call the constructor of a thing with the arguments that it keeps."""
-    arguments = _arguments(thing)
-    arguments |= {k: v for k, v in changes.items() if k in arguments}
-    return type(thing)(**arguments)
-
-
-def _arguments(thing: object) -> dict[str, Any]:
-    """Collect a constructor's arguments from the attributes of the same names.
-
-    Raises:
-        _NotKeptError: One of them is not kept.
-    """
-    arguments: dict[str, Any] = {}
-    for cls in type(thing).__mro__:
-        constructor = vars(cls).get("__init__")
-        if constructor is None:
-            continue
-        parameters = list(inspect.signature(constructor).parameters.values())
-        for parameter in parameters[1:]:
-            if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                continue
-            if not hasattr(thing, parameter.name):
-                raise _NotKeptError(parameter.name)
-            arguments[parameter.name] = getattr(thing, parameter.name)
-        if all(p.kind != p.VAR_KEYWORD for p in parameters):
-            break  # Nothing is passed on to the next class.
-    return arguments

@@ -21,8 +21,9 @@ class TaskFuture(Future[Any]):
     def __init__(self) -> None:
         super().__init__()
         self._handing_over = RLock()
-        # The Parsl executor that has the task.
-        self._engine: Any = None
+        # The Parsl executor that has the task, and its own future for it.
+        self.engine: Any = None
+        self.answer: Future[Any] | None = None
 
     def given_to(self, engine: Any) -> bool:
         """Note who has the task from now on; return whether anybody still wants it."""
@@ -30,14 +31,14 @@ class TaskFuture(Future[Any]):
             if self.cancelled():
                 self.set_running_or_notify_cancel()
                 return False
-            self._engine = engine
+            self.engine = engine
             return True
 
     def cancel(self) -> bool:
         with self._handing_over:
-            if self._engine is None or self.done():
+            if self.engine is None or self.done():
                 return super().cancel()
-            if _has_workers(self._engine) or not super().cancel():
+            if _has_workers(self.engine) or not super().cancel():
                 return False
             self.set_running_or_notify_cancel()
             return True

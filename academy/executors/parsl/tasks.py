@@ -13,6 +13,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from academy.executors.base import unknown_key
+from academy.executors.parsl.pinning import pin_worker
 
 NATIVE = "parsl_resource_specification"
 
@@ -23,6 +24,7 @@ def run_task(packed: bytes, *, parsl_resource_specification: object = None) -> A
     Parsl gives the resource specification to the function as well as to the executor;
     here it ends.
     """
+    pin_worker()
     function, arguments = pickle.loads(packed)
     return function(*arguments)
 
@@ -95,7 +97,7 @@ _BLOCK_HINT = (
 
 
 def task_specification(
-    executor: Any, submit_kwargs: Mapping[str, Any]
+    executor: Any, submit_kwargs: Mapping[str, Any], nodes: int | None = None
 ) -> dict[str, Any]:
     """Return the resource specification to give to a Parsl executor with one task.
 
@@ -103,6 +105,7 @@ def task_specification(
         executor: The Parsl executor that would run the task.
         submit_kwargs: Keys that this executor knows, or all of them as one dictionary
             under Parsl's own name for it, parsl_resource_specification.
+        nodes: How many a block has; as many as its provider says if None.
 
     Raises:
         ValueError: Says which key or value is wrong, and what would be right.
@@ -120,7 +123,9 @@ def task_specification(
     hint = _BLOCK_HINT if hasattr(executor, "provider") else ""
     _check(specification, ACCEPTED[kind], taker, hint)
     if kind == "MPIExecutor":
-        return _mpi(specification, executor, taker)
+        if nodes is None:
+            nodes = getattr(executor.provider, "nodes_per_block", 1)
+        return _mpi(specification, nodes, taker)
     return specification
 
 
@@ -159,7 +164,7 @@ def _check(
             )
 
 
-def _mpi(specification: dict[str, Any], executor: Any, taker: str) -> dict[str, Any]:
+def _mpi(specification: dict[str, Any], block: int, taker: str) -> dict[str, Any]:
     """Complete what an MPI task asks for, and refuse what would hang Parsl.
 
     Without any specification Parsl never starts the task. For more nodes than a block
@@ -173,7 +178,6 @@ def _mpi(specification: dict[str, Any], executor: Any, taker: str) -> dict[str, 
             f"{taker} needs num_nodes and ranks_per_node for every task, and was "
             f"given {specification or 'neither'}."
         )
-    block = getattr(executor.provider, "nodes_per_block", 1)
     if nodes > block:
         raise ValueError(
             f"num_nodes={nodes} is more than the {block} of a block ({taker}): raise "
