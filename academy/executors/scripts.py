@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from parsl.jobs.states import JobState, JobStatus
+from parsl.providers import CondorProvider, LocalProvider
 from parsl.providers.cluster_provider import ClusterProvider
 from parsl.providers.errors import SubmitException
 
@@ -185,19 +186,26 @@ class Recorder:
         script: what it would have submitted.
         is_rehearsal: set it to False to have the script written, and on a cluster
             submitted. On this machine `Recorded` is raised when it is written.
+
+    Raises:
+        ValueError: This kind of provider does more than submit a script.
     """
 
     script: Script
 
     def __init__(self, provider: Any, name: str | None = None) -> None:
+        kind: Any = type(provider)
+        self._is_cluster = issubclass(kind, ClusterProvider)
+        if issubclass(kind, CondorProvider) or not (
+            self._is_cluster or issubclass(kind, LocalProvider)
+        ):
+            raise ValueError(f"{kind.__name__} submits no script that could be shown.")
         self._original = provider
         self._name = name
         self._stamped = ""
         self._answer = (0, "", "")
         self.is_rehearsal = True
-        self._is_cluster = isinstance(provider, ClusterProvider)
         self.provider = copy.copy(provider)
-        kind: Any = type(provider)
         self.provider.__class__ = _intercepted(kind)
         self.provider._write_submit_script = self._write_submit_script
         if self._is_cluster:

@@ -61,11 +61,10 @@ def test_a_launch_that_asks_for_nothing_leaves_all_to_the_executor() -> None:
     assert parse({"nodes": None, "partition": None}) == {}
 
 
-@pytest.mark.parametrize("alias", sorted(ALIASES))
-def test_an_alias_is_read_as_its_field(alias: str) -> None:
-    field = ALIASES[alias]
-    value = "64G" if field == "memory_gb_per_node" else ALL[field]
-    assert parse({alias: value}) == {field: ALL[field]}
+def test_an_alias_is_read_as_its_field() -> None:
+    for alias, field in ALIASES.items():
+        value = "64G" if field == "memory_gb_per_node" else ALL[field]
+        assert parse({alias: value}) == {field: ALL[field]}
 
 
 @pytest.mark.parametrize(
@@ -199,11 +198,11 @@ def test_an_unknown_key_is_refused_with_its_nearest_neighbour(
     assert all(field in message for field in ALL)
 
 
-@pytest.mark.parametrize("key", sorted(REFUSED))
-def test_what_cannot_be_translated_is_refused_with_what_to_say(key: str) -> None:
-    message = refusal({key: 1})
-    assert f"takes no {key!r}: {REFUSED[key]}." in message
-    assert any(word in message for word in (*ALL, "launch()", "Parsl config"))
+def test_what_cannot_be_translated_is_refused_with_what_to_say() -> None:
+    for key, hint in REFUSED.items():
+        message = refusal({key: 1})
+        assert f"takes no {key!r}: {hint}." in message
+        assert any(word in message for word in (*ALL, "launch()", "Parsl config"))
 
 
 def test_no_key_is_both_accepted_and_refused() -> None:
@@ -268,13 +267,9 @@ INJECTIONS = [
 
 
 @pytest.mark.parametrize("value", INJECTIONS)
-@pytest.mark.parametrize(
-    "field", ["queue", "account", "qos", "constraint", "reservation"]
-)
-def test_a_value_cannot_add_anything_to_a_script_or_command(
-    field: str, value: str
-) -> None:
-    assert re.search(r"must consist of letters", refusal({field: value}))
+def test_a_value_cannot_add_anything_to_a_script_or_command(value: str) -> None:
+    for field in ("queue", "account", "qos", "constraint", "reservation"):
+        assert f"{field} must consist of letters" in refusal({field: value})
 
 
 @pytest.mark.parametrize(
