@@ -10,6 +10,7 @@ import typer
 
 from academy.cli.demo import demo
 from academy.cli.exchange import exchange
+from academy.cli.jobs import cancel, ps
 
 app = typer.Typer(
     name="academy",
@@ -20,6 +21,8 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.add_typer(exchange, name="exchange")
+app.command()(ps)
+app.command()(cancel)
 
 
 @app.command()
