@@ -97,7 +97,7 @@ class StartupError(AgentLostError):
     what = "The agent could not be started"
 
 
-class MissingModuleError(StartupError):
+class MissingModuleError(StartupError, ModuleNotFoundError):
     """What the agent imports is not installed where it should run."""
 
     what = "The agent needs a module that is missing"

@@ -103,15 +103,22 @@ class Broker:
 
     # --- sessions
 
-    def connect(self, uid: bytes, consumer: Consumer) -> Session:
-        """Begin a session, or take one over from a connection that was lost."""
+    def connect(self, uid: bytes, consumer: Consumer, *, pops: bool = False) -> Session:
+        """Begin a session, or take one over from a connection that was lost.
+
+        Args:
+            uid: of the session.
+            consumer: its far end.
+            pops: it cannot say what it holds. So a message counts as delivered once its
+                receipt is acknowledged, not when it leaves.
+        """
         if self._turning is not None and self._turning.done():
             self._turning = None  # an event loop before this one has cancelled it
         old = self._sessions.get(uid)
         if old is not None:
             self.disconnect(old)
             old.consumer.reset(ForbiddenError("the session has connected anew"))
-        session = self._sessions[uid] = Session(uid, consumer, self.limits)
+        session = self._sessions[uid] = Session(uid, consumer, self.limits, pops)
         for sequence, tag, error in self._refusals.get(uid, ()):
             consumer.refuse(sequence, tag, error)
         return session
@@ -169,10 +176,11 @@ class Broker:
             # A client drops what comes when it has asked for this, so that what it
             # has not acknowledged was not begun either.
             unread = {e.number for owner, e in session.in_flight if owner is box}
+            if session.pops:
+                unread = set()  # nothing of it has been leased
             for number in unread.union(released):
                 if number in box.leased:
-                    unleased = Envelope(uid, b"", b"", 0, None, 0, number=number)
-                    changes.leased.append(unleased)
+                    changes.leased.append(_lease_change(uid, number, 0))
             outgoing = self._outgoing
             self._outgoing = [item for item in outgoing if item[1].dest != uid]
             self._detach(session, box)
@@ -294,14 +302,20 @@ class Broker:
         """End a mailbox for good and answer its unsettled requests.
 
         Args:
-            uid: the mailbox; unknown and terminated ones are left alone.
+            uid: the mailbox; an unknown one is left alone, and of one that is
+                terminated only the reason changes.
             by: mailbox of who asks; an owner is not told what it asked for itself.
             reason: for everybody who asks for the owner from now on.
         """
 
         async def work(changes: Changes) -> None:
             box = self._boxes.get(uid)
-            if box is None or box.record.terminated:
+            if box is None:
+                return
+            if box.record.terminated:
+                if reason:  # who asks later knows better
+                    box.record.reason = reason
+                    changes.mailboxes[uid] = box.record
                 return
             box.record.terminated = True
             box.record.reason = reason
@@ -475,9 +489,14 @@ class Broker:
             box, envelope = in_flight.popleft()
             session.room_messages += 1
             session.room_bytes += envelope.size
+            if box.session is not session:
+                continue
             # A response is done with when it was received, a request when answered.
-            if envelope.flags & RESPONSE and box.session is session:
-                self._settle(changes, box, envelope.number)
+            uid, number = box.record.uid, envelope.number
+            if envelope.flags & RESPONSE:
+                self._settle(changes, box, number)
+            elif session.pops and number in box.leased:
+                changes.leased.append(_lease_change(uid, number, box.record.epoch))
         if session.behind and session.room_messages * 2 > self.limits.window_messages:
             self._hungry.add(session)
 
@@ -571,7 +590,8 @@ class Broker:
             session.behind.add(box)
 
     def _lease(self, session: Session, box: Mailbox, envelope: Envelope) -> None:
-        envelope.lease = box.record.epoch
+        if not session.pops:
+            envelope.lease = box.record.epoch
         box.cursor = envelope.number
         box.leased[envelope.number] = envelope.size << 1 | envelope.flags & RESPONSE
         session.room_messages -= 1
@@ -622,7 +642,7 @@ class Broker:
                 if envelope.number in box.leased:
                     continue
                 envelope.redelivered = 0 < envelope.lease < epoch
-                if envelope.lease != epoch:
+                if envelope.lease != epoch and not session.pops:
                     changes.leased.append(envelope)
                 self._lease(session, box, envelope)
             if changes.leased:
@@ -694,6 +714,10 @@ class Broker:
             await self.open()
         except StorageError as problem:
             logger.error("trying again with the next message: %s", problem)
+
+
+def _lease_change(uid: bytes, number: int, lease: int) -> Envelope:
+    return Envelope(uid, b"", b"", 0, None, 0, number=number, lease=lease)
 
 
 def _terminated_answer(box: Mailbox, request: Envelope) -> Envelope:

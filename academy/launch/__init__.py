@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping
 from socket import gethostname
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from academy.exception import ExchangeConnectionError
 from academy.launch.ending import (
     ORPHANED,
     AgentInterruptedError,
     portable_error,
     shutdown_from_outside,
 )
-from academy.launch.spec import AgentSpec, WorkerMismatchError
+from academy.launch.spec import AgentSpec, WorkerMismatchError, unreachable
 from academy.logging.helpers import log_context
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ def run_agent(spec: AgentSpec | bytes) -> None:
 
     Raises:
         WorkerMismatchError: this worker does not fit the launching program.
+        MissingModuleError: what the agent imports is not installed here.
+        ExchangeUnreachableError: its exchange does not answer for a minute, or for
+            `request_timeout_s` of its factory.
         AgentInterruptedError: a signal or SystemExit ended the agent.
         Exception: whatever ended the agent; it is sure to pickle.
     """
@@ -108,7 +112,12 @@ async def run_agent_here(spec: AgentSpec) -> None:
 async def _serve(spec: AgentSpec) -> None:
     runtime = spec.runtime()
     with shutdown_from_outside(runtime, expected=False) as causes:
-        await runtime.run_until_complete()
+        try:
+            await runtime.run_until_complete()
+        except ExchangeConnectionError as error:
+            if runtime.was_connected:
+                raise
+            raise unreachable(error) from error
     if causes:
         raise AgentInterruptedError(causes[0], gethostname())
 

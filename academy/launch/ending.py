@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from academy.exception import AcademyError, AcademyRemoteError
+from academy.scheduler.here import place
 from academy.serialize import dumps
 
 if TYPE_CHECKING:
@@ -59,12 +60,19 @@ def shutdown_from_outside(
     def end(cause: str) -> None:
         causes.append(cause)
         if len(causes) == 1:
-            runtime.signal_shutdown(expected=expected)
+            why = "" if expected else _interruption(cause)
+            runtime.signal_shutdown(expected=expected, reason=why)
         elif task is not None:
             task.cancel()
 
     with _on_signals(end), _on_orphaning(end):
         yield causes
+
+
+def _interruption(cause: str) -> str:
+    at = place()
+    job = f" in job {at.job_id}" if at.job_id else ""
+    return f"its worker{job} on {at.host} was ended by {cause}"
 
 
 @contextmanager

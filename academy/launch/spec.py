@@ -10,32 +10,47 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from academy.exception import AcademyError
+from academy.failure import ExchangeUnreachableError, MissingModuleError, StartupError
 from academy.runtime import Runtime, RuntimeConfig
+from academy.scheduler.here import place
 from academy.serialize import dumps
 
 if TYPE_CHECKING:
     from academy.agent import Agent
+    from academy.exception import ExchangeConnectionError
     from academy.exchange.factory import ExchangeFactory
     from academy.exchange.transport import AgentRegistration
     from academy.logging.configs.base import LogConfig
 
 
-class WorkerMismatchError(AcademyError):
-    """A worker's Python or academy-hpc does not fit that of the launching program."""
+class WorkerMismatchError(StartupError):
+    """A worker's Python or academy-hpc does not fit that of the launching program.
 
-    def __init__(self, what: str, here: str, there: str, host: str) -> None:
-        super().__init__(what, here, there, host)
+    Attributes:
+        what: "Python" or "academy-hpc".
+        here: its version in the launching program.
+        there: its version in the worker.
+    """
+
+    def __init__(
+        self, what: str, here: str, there: str, host: str, job_id: str = ""
+    ) -> None:
+        reason = (
+            f"the worker on {host} runs {what} {there}, the program that launched the "
+            f"agent {what} {here}"
+        )
+        super().__init__(job_id, host, reason)
+        self.args = (what, here, there, host, job_id)
         self.what = what
         self.here = here
         self.there = there
-        self.host = host
 
     def __str__(self) -> str:
+        job = f" in job {self.job_id}" if self.job_id else ""
         return (
-            f"The worker on {self.host} runs {self.what} {self.there}, the program "
-            f"that launched the agent {self.what} {self.here}. Activate the same "
-            "environment there, for example with the executor's worker_init."
+            f"The worker on {self.host}{job} runs {self.what} {self.there}, the "
+            f"program that launched the agent {self.what} {self.here}. Activate the "
+            "same environment there, for example with the executor's worker_init."
         )
 
 
@@ -86,29 +101,47 @@ class AgentSpec:
         Raises:
             WorkerMismatchError: it was packed by a Python or academy-hpc that does
                 not fit this one.
+            MissingModuleError: what it needs is not installed here.
         """
         versions, spec = pickle.loads(packed)
         for what, here in _versions().items():
             if versions[what] != here:
+                at = place()
                 raise WorkerMismatchError(
-                    what, versions[what], here, socket.gethostname()
+                    what, versions[what], here, at.host, at.job_id
                 )
-        return cast("AgentSpec", pickle.loads(spec))
+        try:
+            return cast("AgentSpec", pickle.loads(spec))
+        except ModuleNotFoundError as error:
+            raise missing_module(error, "the exchange or log_config") from error
 
     def build(self) -> Agent:
-        """Make the agent, or return the one that was given."""
+        """Make the agent, or return the one that was given.
+
+        Raises:
+            MissingModuleError: what it imports is not installed here.
+        """
         agent, args, kwargs = self.agent, self.args, self.kwargs
-        if isinstance(agent, bytes):
-            try:
-                agent, args, kwargs = pickle.loads(agent)
-            except Exception as error:
-                error.add_note(
-                    f"{self.registration.agent_id} was being unpacked on "
-                    f"{socket.gethostname()}, with {sys.executable}. What it imports "
-                    "must be installed there."
-                )
-                raise
-        return agent(*args, **kwargs) if isinstance(agent, type) else agent
+        try:
+            if isinstance(agent, bytes):
+                agent, args, kwargs = self._unpacked(agent)
+            return agent(*args, **kwargs) if isinstance(agent, type) else agent
+        except ModuleNotFoundError as error:
+            missing = missing_module(error, str(self.registration.agent_id))
+            raise missing from error
+
+    def _unpacked(self, agent: bytes) -> Any:
+        try:
+            return pickle.loads(agent)
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:
+            error.add_note(
+                f"{self.registration.agent_id} was being unpacked on "
+                f"{socket.gethostname()}, with {sys.executable}. What it imports "
+                "must be installed there."
+            )
+            raise
 
     def runtime(self) -> Runtime[Any]:
         """Make the runtime of this agent."""
@@ -118,6 +151,24 @@ class AgentSpec:
             registration=self.registration,
             config=self.config,
         )
+
+
+def missing_module(error: ModuleNotFoundError, what: str) -> MissingModuleError:
+    """Return the error for a module that is not to be had on this worker."""
+    at = place()
+    missing = MissingModuleError(at.job_id, at.host, str(error))
+    missing.name = error.name
+    missing.add_note(
+        f"{what} was being unpacked on {at.host}, with {sys.executable}. What it "
+        "imports must be installed there."
+    )
+    return missing
+
+
+def unreachable(error: ExchangeConnectionError) -> ExchangeUnreachableError:
+    """Return the error for an exchange that this worker cannot connect to."""
+    at = place()
+    return ExchangeUnreachableError(at.job_id, at.host, str(error))
 
 
 def pack_agent(

@@ -68,6 +68,7 @@ class Runtime(Generic[AgentT]):
         "_loops",
         "_lost",
         "_outer",
+        "_reason",
         "_server",
         "_shutdown",
         "_terminate",
@@ -100,6 +101,7 @@ class Runtime(Generic[AgentT]):
         self._used = False
         self._lost = False
         self._expected = True
+        self._reason = ""
         self._terminate: bool | None = None
         self._errors: list[Exception] = []
 
@@ -107,6 +109,11 @@ class Runtime(Generic[AgentT]):
     def agent_id(self) -> AgentId[AgentT]:
         """The id under which the agent runs."""
         return self.registration.agent_id
+
+    @property
+    def was_connected(self) -> bool:
+        """Whether the agent has ever been connected to its exchange."""
+        return self._client is not None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.agent).__name__}, {self.agent_id})"
@@ -146,15 +153,20 @@ class Runtime(Generic[AgentT]):
             ) from None
 
     def signal_shutdown(
-        self, expected: bool = True, terminate: bool | None = None
+        self,
+        expected: bool = True,
+        terminate: bool | None = None,
+        reason: str = "",
     ) -> None:
         """Tell the agent to shut down; returns at once.
 
         Args:
             expected: whether this is a success or an error.
             terminate: whether the mailbox ends (as it is configured if None).
+            reason: told to callers, if the mailbox ends.
         """
         self._expected = self._expected and expected
+        self._reason = self._reason or reason
         if terminate is not None:
             self._terminate = terminate
         self._shutdown.set()
@@ -347,7 +359,9 @@ class Runtime(Generic[AgentT]):
                 config.terminate_on_success if good else config.terminate_on_error
             )
         if terminate:
-            await client.retire()
+            # A first error may have led to the others.
+            failed = repr(self._errors[0]) if self._errors else ""
+            await client.retire(failed or self._reason)
 
     def _raise(
         self, error: BaseException | None, interruption: BaseException | None

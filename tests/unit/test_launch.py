@@ -16,6 +16,7 @@ from academy.exception import AcademyRemoteError
 from academy.exchange.factory import ExchangeFactory
 from academy.exchange.local import LocalExchangeFactory
 from academy.exchange.transport import AgentRegistration, ExchangeTransport
+from academy.failure import MissingModuleError
 from academy.identifier import AgentId
 from academy.launch import AgentSpec, LaunchOptions, WorkerMismatchError, run_agent
 from academy.launch.ending import AgentInterruptedError, portable_error
@@ -91,6 +92,9 @@ def test_an_agent_whose_module_is_missing_says_where_it_is_missing() -> None:
     by_reference = b"\x80\x05cno_such_package.agents\nThing\n."
     with pytest.raises(ModuleNotFoundError, match="no_such_package") as caught:
         AgentSpec.unpack(spec(by_reference).pack()).build()
+    assert isinstance(caught.value, MissingModuleError)
+    assert caught.value.host == socket.gethostname()
+    assert caught.value.name == "no_such_package"
     (note,) = caught.value.__notes__
     assert socket.gethostname() in note
     assert sys.executable in note
@@ -197,7 +201,7 @@ def test_what_would_end_the_launching_program_comes_back_as_an_error(
 
 def test_errors_of_a_launch_pickle() -> None:
     for error in (
-        WorkerMismatchError("Python", "3.11", "3.9", "node7"),
+        WorkerMismatchError("Python", "3.11", "3.9", "node7", "4711"),
         AgentInterruptedError("SIGTERM", "node7"),
     ):
         copy = pickle.loads(pickle.dumps(error))

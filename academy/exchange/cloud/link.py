@@ -196,11 +196,15 @@ class Link:
     ) -> aiohttp.ClientWebSocketResponse:
         """Connect, trying again for `patience` seconds."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + patience
+        begun = loop.time()
+        deadline = begun + patience
+        # So that an answer which never comes takes no longer than no answer.
+        limit = begun + max(patience, self._factory.request_timeout_s)
         pause = _FIRST_PAUSE
         while True:
             try:
-                return await self._connect_once(http)
+                left = max(limit - loop.time(), _FIRST_PAUSE)
+                return await self._connect_once(http, left)
             except (OSError, aiohttp.ClientError, TimeoutError) as error:
                 if loop.time() + pause > deadline:
                     reason = str(error) or type(error).__name__
@@ -210,14 +214,14 @@ class Link:
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _connect_once(
-        self, http: aiohttp.ClientSession
+        self, http: aiohttp.ClientSession, limit: float
     ) -> aiohttp.ClientWebSocketResponse:
         headers = dict(self._factory.additional_headers)
         headers[protocol.PROTOCOL_HEADER] = str(protocol.PROTOCOL)
         headers[protocol.SESSION_HEADER] = self._session.hex()
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
-        async with asyncio.timeout(self._factory.request_timeout_s):
+        async with asyncio.timeout(min(self._factory.request_timeout_s, limit)):
             try:
                 return await http.ws_connect(
                     self._factory.url + protocol.PATH,
