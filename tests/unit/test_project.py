@@ -22,7 +22,7 @@ IMPORTED_AS = {"pyjwt": "jwt"}
 BROUGHT_BY_ITS_USER = {"mypy"}
 
 # Dependencies whose user is yet to be written.
-PROMISED = {"globus-compute-sdk"}
+PROMISED: set[str] = set()
 
 
 def distribution_names(requirements: list[str]) -> set[str]:

@@ -1,0 +1,133 @@
+"""What the service, the endpoint and its engine say, as errors of ours.
+
+They say it in words, so this is about words. They are Parsl's, for the most part: its
+errors travel as the text of a traceback, whose last line names the cause.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from academy.executors.globus_compute.limits import MAX_RESULT_BYTES
+from academy.failure import (
+    AgentLostError,
+    JobFailedError,
+    MissingModuleError,
+    NeverStartedError,
+    OutOfMemoryError,
+    StartupError,
+    WalltimeReachedError,
+    WorkerDiedError,
+)
+
+SHOWN_LINES = 15
+"""How many of the last lines of a remote text an error shows."""
+
+
+class EndpointRefusedError(NeverStartedError, ValueError):
+    """The service, the endpoint or its engine does not take what was asked for."""
+
+    what = "The agent was refused"
+
+
+class ResultTooLargeError(StartupError, ValueError):
+    """What a task returned is more than the service carries."""
+
+    what = "The result did not come back"
+
+
+_INSTALL = (
+    "Install academy-hpc where the endpoint's workers run: in the environment that "
+    "worker_init activates, or else that of the endpoint itself."
+)
+
+# The first that is found in the text says what has happened.
+_CAUSES: tuple[tuple[str, type[AgentLostError], str], ...] = (
+    (r"No module named '?academy\b", MissingModuleError, _INSTALL),
+    (r"Can't get attribute '\w+' on <module 'academy\.", MissingModuleError, _INSTALL),
+    (
+        r"MaxResultSizeExceeded",
+        ResultTooLargeError,
+        f"The service carries {MAX_RESULT_BYTES:,} bytes of a result, encoded.",
+    ),
+    (r"InvalidResourceSpecification", EndpointRefusedError, ""),
+    (
+        r"DUE TO TIME LIMIT|walltime \d+ exceeded limit|\bTIMEOUT\b",
+        WalltimeReachedError,
+        "",
+    ),
+    (r"oom.kill|OUT_OF_MEMORY|out.of.memory", OutOfMemoryError, ""),
+    (r"ManagerLost", AgentLostError, ""),
+    (r"WorkerLost", WorkerDiedError, ""),
+    (r"BadStateException|bad state", JobFailedError, ""),
+    (r"User endpoint failed", NeverStartedError, ""),
+    (
+        r"Failed to set result or exception",
+        AgentLostError,
+        "The task has ended, and the service does not keep its result any more.",
+    ),
+)
+
+
+def cause_of(text: str) -> AgentLostError:
+    """Return the error that an endpoint's text stands for."""
+    # Parsl frames tracebacks with lines of dashes and pluses.
+    lines = [line for line in text.splitlines() if line.strip(" -+")]
+    last = lines[-1].strip() if lines else "it gives no reason"
+    host = re.search(r"\bon host (\S+)", text)
+    where = host[1].rstrip(".,") if host else ""
+    output = "\n".join(lines[-SHOWN_LINES:]) if len(lines) > 1 else ""
+    if "Traceback (most recent call last)" in text:  # Of the endpoint's own code.
+        output = ""
+    for pattern, error, advice in _CAUSES:
+        if re.search(pattern, text):
+            reason = f"{last} {advice}".strip()
+            return error("", where, reason, output)
+    return JobFailedError("", where, last, output)
+
+
+_ADVICE = {
+    401: "Log in again, or set GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_"
+    "SECRET.",
+    403: "Its owner decides who may use it; see with which identity you are logged in.",
+    404: "See its id with `globus-compute-endpoint list`, where it runs.",
+    413: "Submit less at once.",
+    422: "What its user_config_schema.json and template take is its administrator's "
+    "choice; configs/globus-compute/ has those that take all fields of a "
+    "ResourceSpec.",
+    429: "Launch more agents at once, with launch_batch().",
+}
+
+
+def refusal(error: BaseException, endpoint_id: str) -> NeverStartedError:
+    """Return the error that a failed request stands for.
+
+    Args:
+        error: an error of `globus_sdk` with the service's answer, or another.
+        endpoint_id: to whom the request was.
+    """
+    if isinstance(error, NeverStartedError):
+        return error
+    status: int | None = getattr(error, "http_status", None)
+    if status is None:
+        reason = f"the Globus Compute service was not reached: {_words(error)}"
+        return NeverStartedError(reason=reason)
+    said = f"{_reason(error)} (HTTP {status})"
+    if status in _ADVICE or status < 500:
+        advice = _ADVICE.get(status, "")
+        reason = f"endpoint {endpoint_id}: {said}. {advice}".strip()
+        return EndpointRefusedError(reason=reason)
+    reason = f"the Globus Compute service failed on endpoint {endpoint_id}: {said}"
+    return NeverStartedError(reason=reason)
+
+
+def _reason(error: Any) -> str:
+    """Return the service's own words."""
+    answer = getattr(error, "raw_json", None)
+    reason = answer.get("reason") if isinstance(answer, dict) else None
+    return str(reason or getattr(error, "message", None) or error).strip().rstrip(".")
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
