@@ -17,6 +17,7 @@ from academy.exchange.transport import AgentRegistration
 from academy.handle import Handle
 from academy.identifier import AgentId
 from academy.launch import LaunchOptions
+from academy.manager.asking import Consents
 from academy.manager.batch import LaunchBatch
 from academy.manager.checks import check_launch, warn_of_overload
 from academy.manager.ending import close_all, stop, take_failures, wait_for
@@ -99,6 +100,7 @@ class Manager:
         self._watching = Watching(
             Sightings(exchange_client), Queues(), lost_after, set()
         )
+        self._consents = Consents()
         self._launched: dict[AgentId[Any], LaunchedAgent] = {}
         self._handles: dict[AgentId[Any], Handle[Any]] = {}
         self._context_tokens: list[Token[ExchangeClient]] = []
@@ -206,7 +208,8 @@ class Manager:
             **options: see `LaunchOptions`.
 
         Raises:
-            ValueError: there is no such executor, or it refuses `submit_kwargs`.
+            ValueError: there is no such executor, or it or its scheduler refuses
+                `submit_kwargs`.
             TypeError: the type does not take these arguments.
             PicklingError: names what cannot travel to the worker.
             RuntimeError: the registration was launched before.
@@ -214,6 +217,7 @@ class Manager:
         """
         request = self._check(agent, options)
         packed = request.pack(self._client)
+        await self._consents.ask([request])
         mine: list[AgentRegistration[Any]] = []
         if registration is None:
             mine = await self.register_agents([(request.agent_type, request.name)])

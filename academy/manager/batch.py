@@ -82,6 +82,7 @@ class LaunchBatch:
         for executor, submit_kwargs, members in groups:
             if executor is not None:
                 executor.validate_together(len(members), **submit_kwargs)
+        await manager._consents.ask(request for request, _ in queued)
         registrations = await manager.register_agents(
             [(request.agent_type, request.name) for request, _ in queued]
         )
