@@ -16,17 +16,9 @@ from parsl.providers.cluster_provider import ClusterProvider
 
 from academy.executors import dialects
 from academy.executors.resources import ResourceSpec
-from academy.executors.scripts import (
-    Recorded,
-    Recorder,
-    Script,
-    script_of,
-    submit_script,
-)
+from academy.executors.scripts import Script, script_of, submit_script
 
 __all__ = [
-    "Recorded",
-    "Recorder",
     "Script",
     "clone",
     "scheduler_of",
