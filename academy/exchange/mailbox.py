@@ -103,6 +103,7 @@ class Session:
     """One consumer's link; it may be attached to many mailboxes.
 
     `in_flight` are the deliveries whose receipt was not acknowledged, oldest first.
+    `pops`: see `Broker.connect`.
     """
 
     __slots__ = (
@@ -111,13 +112,16 @@ class Session:
         "consumer",
         "in_flight",
         "open",
+        "pops",
         "room_bytes",
         "room_messages",
         "uid",
         "watched",
     )
 
-    def __init__(self, uid: bytes, consumer: Consumer, limits: Limits) -> None:
+    def __init__(
+        self, uid: bytes, consumer: Consumer, limits: Limits, pops: bool = False
+    ) -> None:
         self.uid = uid
         self.consumer = consumer
         self.attached: dict[bytes, Mailbox] = {}
@@ -126,6 +130,7 @@ class Session:
         self.room_messages = limits.window_messages
         self.room_bytes = limits.window_bytes
         self.watched: set[bytes] = set()
+        self.pops = pops
         self.open = True
 
     def has_room(self) -> bool:

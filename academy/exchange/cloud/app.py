@@ -17,7 +17,7 @@ from academy.exception import (
     UnauthorizedError,
 )
 from academy.exchange.broker import Broker
-from academy.exchange.cloud import protocol
+from academy.exchange.cloud import protocol, v1
 from academy.exchange.cloud.auth import Authority, Credentials
 from academy.exchange.cloud.config import ExchangeServingConfig
 from academy.exchange.cloud.connection import Connection
@@ -31,6 +31,7 @@ def create_app(config: ExchangeServingConfig | None = None) -> web.Application:
     server = Server(config)
     app = web.Application()
     app.router.add_get(protocol.PATH, server.connect)
+    v1.add_routes(app, server.broker, server.authority)
     app.cleanup_ctx.append(server.run)
     return app
 
