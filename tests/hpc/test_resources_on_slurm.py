@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from parsl.launchers import SimpleLauncher, SrunLauncher
-from parsl.providers import SlurmProvider
+from parsl.providers import PBSProProvider, SlurmProvider
 
 from academy.agent import Agent
 from academy.exchange import LocalExchangeFactory
@@ -23,7 +25,7 @@ from academy.executors.providers import (
 from academy.executors.resources import ResourceSpec
 from academy.manager import Manager
 from tests.hpc.test_parsl_on_slurm import quick_config
-from tests.support.slurm import SlurmLab, until
+from tests.support.slurm import PBS_COMMANDS, SlurmLab, until
 
 pytestmark = pytest.mark.hpc
 
@@ -46,7 +48,7 @@ class Queue:
         self.directory = directory
 
     def submit(
-        self, command: str = "true", provider: SlurmProvider | None = None, **kw: Any
+        self, command: str = "true", provider: Any = None, **kw: Any
     ) -> tuple[Script, str]:
         """Submit a job with these resources; return its script and its id."""
         spec = ResourceSpec.parse(kw, "this test")
@@ -181,6 +183,32 @@ def test_the_previewed_script_is_what_slurm_has_byte_for_byte(queue: Queue) -> N
     assert queue.lab.job(job)["StdOut"] == script.stdout
     assert queue.lab.job(job)["StdErr"] == script.stderr
     assert queue.lab.job(job)["JobName"] == "job-1"
+
+
+def test_the_previewed_script_is_what_qsub_gets(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = Path(sys.executable).parent  # Runs the commands.
+    monkeypatch.setenv("PATH", f"{PBS_COMMANDS}:{python}", prepend=os.pathsep)
+    monkeypatch.setenv("HOME", str(queue.directory))
+    provider: Any = PBSProProvider
+    script, job = queue.submit(
+        "printenv WHO PBS_JOBID",
+        provider(launcher=SimpleLauncher()),
+        nodes=2,
+        cpus_per_rank=2,
+        walltime="00:05:00",
+        queue="long",
+        account="proj",
+        worker_init="export WHO=ada",
+    )
+    number = job.removesuffix(".pbs01")
+    until(lambda: number not in queue.lab.jobs(), "the end of the job")
+    assert queue.lab.script(number) == script.text
+    said = queue.lab.job(number)
+    assert (said["Partition"], said["Account"]) == ("long", "proj")
+    assert (said["TimeLimit"], said["JobName"]) == ("00:05:00", "job-1")
+    assert Path(script.stdout).read_text() == f"ada\n{job}\n"
 
 
 @pytest.mark.parametrize(
