@@ -48,10 +48,7 @@ def slurm(slurm_lab: SlurmLab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slur
 def strict_slurm(
     strict_slurm_lab: SlurmLab, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[SlurmLab]:
-    """A cluster that refuses, preempts, kills for memory, and misses nodes soon.
-
-    A test that powers a node off starts it again, and waits until all are idle.
-    """
+    """A cluster that refuses, preempts, kills for memory, and misses nodes soon."""
     _enter(strict_slurm_lab, monkeypatch)
     monkeypatch.setenv("TMPDIR", str(strict_slurm_lab.directory / "tmp"))
     yield strict_slurm_lab
@@ -76,6 +73,15 @@ def breakable_slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmLab]:
 
 
 @pytest.fixture
+def breakable_strict_slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmLab]:
+    """The same, which misses a node without power within ten seconds."""
+    _skip_without(SlurmLab)
+    with SlurmLab(nodes=2, extra=STRICT, partitions=STRICT_PARTITIONS) as lab:
+        _enter(lab, monkeypatch)
+        yield lab
+
+
+@pytest.fixture
 def breakable_hosts(
     tmp_path_factory: pytest.TempPathFactory,
     pytestconfig: pytest.Config,
@@ -93,7 +99,7 @@ def _new_hosts(
     _skip_without(NetnsLab)
     # What a cluster has on its shared file system: homes, and this package.
     shared = (tmp_path_factory.getbasetemp(), pytestconfig.rootpath, Path(sys.prefix))
-    return NetnsLab(nodes=3, shared=shared)
+    return NetnsLab(nodes=3, gpus=2, shared=shared)
 
 
 def _skip_without(lab: type[SlurmLab]) -> None:

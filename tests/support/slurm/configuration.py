@@ -5,6 +5,8 @@ from __future__ import annotations
 # Where a line is not obvious, its reason is above it.
 SLURM_CONF = """\
 ClusterName=lab
+# Whoever remembers jobs by their numbers does not take those of two clusters for one.
+FirstJobId={port}
 SlurmctldHost={login}({address})
 SlurmctldPort={port}
 SlurmUser={user}
