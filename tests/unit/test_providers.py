@@ -118,10 +118,24 @@ export PARSL_CORES=8
 export JOBNAME="job-1"
 
 """)
-    assert "\nsrun --ntasks 8 -l --cpu-bind=cores bash " in script.text
+    options = "-l --cpus-per-task=$SLURM_CPUS_PER_TASK --cpu-bind=cores"
+    assert f"\nsrun --ntasks 8 {options} bash " in script.text
     assert script.command == "sbatch /scratch/ada/job-1"
     assert script.stdout == "/scratch/ada/job-1.stdout"
     assert script.stderr == "/scratch/ada/job-1.stderr"
+
+
+def test_cores_that_the_user_gives_to_srun_are_left_alone() -> None:
+    def srun(overrides: str = "", **submit_kwargs: Any) -> str:
+        provider = SlurmProvider(launcher=SrunLauncher(overrides=overrides))
+        text = shown(provider, cpus_per_rank=8, **submit_kwargs).text
+        found = re.search(r"^srun --ntasks 1 -l (.*) bash ", text, re.M)
+        assert found is not None
+        return found[1]
+
+    assert srun() == "--cpus-per-task=$SLURM_CPUS_PER_TASK"
+    assert srun("-v -c 4") == "-v -c 4"
+    assert srun(launcher_options="--cpus-per-task=4") == "--cpus-per-task=4"
 
 
 def test_pbs_is_asked_for_every_field() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from parsl.launchers import SrunLauncher
 from parsl.providers import SlurmProvider
 
 from academy.executors.dialects.baked import Baked
@@ -55,6 +56,7 @@ class Slurm(Baked):
         if self.cores_per_node is not None:
             # Parsl divides it by the tasks per node.
             self.fresh.cores_per_node = self.cores_per_node
+            self.pass_cores_on()
         lines = super().directives()
         if (memory := self.spec.memory_gb_per_node) is not None:
             whole = memory.is_integer()
@@ -62,6 +64,17 @@ class Slurm(Baked):
             if not whole:
                 lines.append(f"--mem={megabytes(memory)}M")
         return lines
+
+    def pass_cores_on(self) -> None:
+        """Give launched processes their cores, as srun does not by itself.
+
+        Source: https://slurm.schedmd.com/sbatch.html#OPT_cpus-per-task
+        """
+        launcher = self.fresh.launcher
+        if isinstance(launcher, SrunLauncher):
+            options = f" {launcher.overrides} {self.spec.launcher_options or ''}"
+            if not re.search(r"\s(?:-c|--cpus-per-task)", options):
+                self.set_launcher("--cpus-per-task=$SLURM_CPUS_PER_TASK")
 
     def keep_kind_of_gpu(self, gpus: int) -> None:
         """Replace the GPUs of the provider's gres, such as gpu:a100:4,nvme:1."""
