@@ -58,7 +58,8 @@ class Local(Scheduler):
                         os.kill(int(job), signal.SIGTERM)
 
     def limits(self, queue: str | None = None) -> Limits | None:
-        return Limits("", nodes=1, cpus_per_node=os.cpu_count())
+        # Of nodes there is none: in a batch job, launchers reach its other nodes.
+        return Limits("", cpus_per_node=os.cpu_count())
 
     def _job(self, job_id: str, process: _Seen | None) -> JobInfo:
         seen = self._seen.get(job_id, process)
