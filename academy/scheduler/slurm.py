@@ -70,6 +70,8 @@ _FIELDS = (
 _HISTORY = "JobID,JobIDRaw,State,NodeList,Submit,Start,End,ExitCode"
 # Between fields; names of jobs may contain anything that can be typed.
 _MARK = "\x1f"
+# What Slurm takes for the number of a task outside of an array.
+_NO_TASK = "4294967294"
 _ACCOUNTING = ((), ("--completion",))
 
 
@@ -88,7 +90,7 @@ class Slurm(Scheduler):
         # ones are in the answer for as long as it remembers them (MinJobAge).
         answer = ask(
             *("squeue", "--noheader", "--states=all", f"--user={getpass.getuser()}"),
-            *(f"--jobs={','.join(ids)}", "--array-unique"),
+            *(f"--jobs={','.join(ids)}", "--array"),
             "--Format=" + ",".join(f"{field}:{_MARK}" for field in _FIELDS),
         )
         if answer.status and "Invalid job id" not in answer.stderr:
@@ -183,7 +185,7 @@ def _path(pattern: str, job: dict[str, str]) -> str | None:
     first_node = next(iter(expand(job["NodeList"])), "").partition(".")[0]
     words = {
         "A": array.partition("+")[0],
-        "a": task,
+        "a": task or _NO_TASK,
         "J": job["JobID"],
         "j": job["JobID"],
         "u": job["UserName"],
