@@ -16,12 +16,10 @@ from typing import Any, TypeVar
 
 import cloudpickle
 from parsl.config import Config
-from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
 from parsl.executors.base import ParslExecutor as ParslEngine
-from parsl.launchers import SimpleLauncher
-from parsl.providers import LocalProvider
 
 from academy.executors.base import AgentExecutor, unknown_key
+from academy.executors.limits import check_limits
 from academy.executors.parsl.config import (
     DEFAULT_RUN_DIR,
     local_config,
@@ -32,7 +30,7 @@ from academy.executors.parsl.future import TaskFuture
 from academy.executors.parsl.kernel import Kernel
 from academy.executors.parsl.losses import asked
 from academy.executors.parsl.pools import Pool, Pools
-from academy.executors.parsl.preview import preview, script_of_block
+from academy.executors.parsl.preview import plan_block, preview
 from academy.executors.parsl.shapes import Request, taker_of
 from academy.executors.providers import scheduler_of
 from academy.home import get_academy_home
@@ -156,7 +154,10 @@ class ParslExecutor(AgentExecutor):
 
     @property
     def max_workers(self) -> int | None:
-        return _max_workers(self._engine)
+        with self._lock:
+            workers = [pool.max_workers for pool in self._pools]
+        known = [n for n in workers if n is not None]
+        return sum(known) if len(known) == len(workers) else None
 
     def validate(self, **submit_kwargs: Any) -> None:
         with self._lock:
@@ -176,12 +177,15 @@ class ParslExecutor(AgentExecutor):
     def ask_scheduler(self, **submit_kwargs: Any) -> datetime | None:
         with self._lock:
             pool, _ = self._read(submit_kwargs)
-            script = script_of_block(pool, self._kernel.directory())
+            if pool.engine is not None:
+                return None  # Its blocks have been accepted.
+            plan = plan_block(pool, self._kernel.directory())
             asked, estimate = self._estimates.get(pool.label, (-math.inf, None))
-        if script is None or time.monotonic() - asked < ESTIMATE_AGE:
+        if plan is None or time.monotonic() - asked < ESTIMATE_AGE:
             return estimate
-        scheduler = get_scheduler(scheduler_of(self._engine.provider))
-        estimate = scheduler.estimate(script.text)
+        provider, script = plan
+        check_limits(provider, taker_of(self._engine))
+        estimate = get_scheduler(scheduler_of(provider)).estimate(script.text)
         self._estimates[pool.label] = time.monotonic(), estimate
         return estimate
 
@@ -295,24 +299,3 @@ def _kernel(
     # choose the same number.
     unique = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
     return Kernel(config, get_academy_home() / "parsl" / unique, private=True)
-
-
-def _max_workers(engine: Any) -> int | None:
-    if isinstance(engine, ThreadPoolExecutor):
-        return int(engine.max_threads) if engine.max_threads else None
-    if not isinstance(engine, HighThroughputExecutor):
-        return None
-    provider: Any = engine.provider
-    per_node = engine.max_workers_per_node
-    if any(getattr(provider, h, None) for h in ("cores_per_node", "mem_per_node")):
-        per_node = min(per_node, engine.workers_per_node)
-    if engine.available_accelerators:
-        per_node = min(per_node, len(engine.available_accelerators))
-    if isinstance(provider, LocalProvider):
-        per_node = min(per_node, (os.cpu_count() or 1) / engine.cores_per_worker)
-    if math.isinf(per_node):
-        return None  # As many as a node has cores for.
-    # A simple launcher starts one worker pool per block, on its first node.
-    is_simple = isinstance(provider.launcher, SimpleLauncher)
-    nodes = 1 if is_simple else provider.nodes_per_block
-    return int(per_node) * int(nodes) * int(provider.max_blocks)

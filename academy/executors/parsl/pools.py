@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import random
 import socket
@@ -11,8 +13,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from parsl.config import Config
-from parsl.executors import HighThroughputExecutor
+from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
 from parsl.executors.base import ParslExecutor as ParslEngine
+from parsl.launchers import SimpleLauncher
+from parsl.providers import LocalProvider
 
 from academy.executors.parsl.engine import fresh_executor
 from academy.executors.parsl.shapes import (
@@ -69,6 +73,12 @@ class Pool:
         self._port: int | None = None
         self._first_block = 0
         self._plan: Any | None = None
+
+    @functools.cached_property
+    def max_workers(self) -> int | None:
+        """How many tasks can run at a time; None if nobody can tell."""
+        changed = self.block is not None
+        return _max_workers(self.fresh() if changed else self.pattern)
 
     def fresh(self) -> Any:
         """Return a Parsl executor of this pool that has not been started."""
@@ -212,3 +222,24 @@ class Pools:
 
 def _is_active(pool: Pool) -> bool:
     return pool.pending > 0 or (pool.engine is not None and not pool.is_leaving)
+
+
+def _max_workers(engine: Any) -> int | None:
+    if isinstance(engine, ThreadPoolExecutor):
+        return int(engine.max_threads) if engine.max_threads else None
+    if not isinstance(engine, HighThroughputExecutor):
+        return None
+    provider: Any = engine.provider
+    per_node = engine.max_workers_per_node
+    if any(getattr(provider, h, None) for h in ("cores_per_node", "mem_per_node")):
+        per_node = min(per_node, engine.workers_per_node)
+    if engine.available_accelerators:
+        per_node = min(per_node, len(engine.available_accelerators))
+    if isinstance(provider, LocalProvider):
+        per_node = min(per_node, (os.cpu_count() or 1) / engine.cores_per_worker)
+    if math.isinf(per_node):
+        return None  # As many as a node has cores for.
+    # A simple launcher starts one worker pool per block, on its first node.
+    is_simple = isinstance(provider.launcher, SimpleLauncher)
+    nodes = 1 if is_simple else provider.nodes_per_block
+    return int(per_node) * int(nodes) * int(provider.max_blocks)

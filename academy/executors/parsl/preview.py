@@ -37,16 +37,17 @@ def preview(pool: Pool, run_dir: str, request: Request) -> str:
 
 
 def _block(pool: Pool, run_dir: str) -> list[str]:
-    script = script_of_block(pool, run_dir)
-    if script is not None:
+    plan = plan_block(pool, run_dir)
+    if plan is not None:
+        _, script = plan
         return [f"# {script.command}", script.text]
     engine, block = _next(pool, run_dir)
     command = engine._get_launch_command(block)
     return [f"# blocks from: {engine.provider!r}", command]
 
 
-def script_of_block(pool: Pool, run_dir: str) -> Script | None:
-    """Return what would be submitted for the next block of a pool.
+def plan_block(pool: Pool, run_dir: str) -> tuple[Any, Script] | None:
+    """Return the provider of the next block of a pool, and what it would submit.
 
     Args:
         pool: of any Parsl executor.
@@ -56,11 +57,11 @@ def script_of_block(pool: Pool, run_dir: str) -> Script | None:
         None if there is no script, or it is not all that is submitted.
     """
     engine = pool.pattern
-    if not isinstance(engine, HighThroughputExecutor) or not has_script(
-        engine.provider
-    ):
+    has_blocks = isinstance(engine, HighThroughputExecutor)
+    if not has_blocks or not has_script(engine.provider):
         return None
-    return job_script(*_next(pool, run_dir))
+    engine, block = _next(pool, run_dir)
+    return engine.provider, job_script(engine, block)
 
 
 def _next(pool: Pool, run_dir: str) -> tuple[Any, str]:
