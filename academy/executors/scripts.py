@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from parsl.jobs.states import JobState, JobStatus
 from parsl.providers import CondorProvider, LocalProvider
@@ -229,10 +229,11 @@ class Recorder:
             arguments = rename(self._stamped), configs
         else:
             self._stamped = Path(path).stem
-        with tempfile.TemporaryDirectory(prefix="academy-") as directory:
-            file = os.path.join(directory, "script")
-            self._original._write_submit_script(rename(content), file, *arguments)
-            text = Path(file).read_text()
+        with _nameless_file() as file:
+            here = f"/dev/fd/{file.fileno()}"
+            self._original._write_submit_script(rename(content), here, *arguments)
+            file.seek(0)
+            text = file.read()
         path = rename(path)
         self.script = Script(text, f"bash {path}", path, rename(stdout), rename(stderr))
         if not self.is_rehearsal:
@@ -259,6 +260,16 @@ class Recorder:
         if status == 0:
             return ValueError(f"{command!r} answered with no job id: {words}")
         return ValueError(f"The job was refused: {words} ({command})")
+
+
+def _nameless_file() -> IO[str]:
+    """Open a file that has no name, in memory where the system can do that.
+
+    On a disk it would take longer than all the rest of a preview.
+    """
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("script"), "w+")
+    return tempfile.TemporaryFile("w+")
 
 
 # What a shell's exit status says of its command.
