@@ -122,8 +122,13 @@ def run_task(spec: str | os.PathLike[str]) -> int:
         return 2
     _tell_place(directory)
     outcome = _outcome(packed)
-    write_private(directory / OUTCOME, _portable(outcome))
-    remove_spec(directory)
+    # A scheduler that ends a job sends its signals more than once.
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        write_private(directory / OUTCOME, _portable(outcome))
+        remove_spec(directory)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0 if outcome.error is None else 1
 
 
@@ -148,8 +153,6 @@ def _outcome(packed: bytes) -> Outcome:
         fn, arguments = pickle.loads(packed)
         return Outcome(fn(*arguments))
     except BaseException as error:
-        # A scheduler that ends a job sends its signals more than once.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         text = "".join(traceback.format_exception(error))
         print(text, file=sys.stderr, end="")
         raised = portable_error(error)

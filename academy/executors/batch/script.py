@@ -140,8 +140,10 @@ trap : TERM INT"""
 _WAIT = 'while [ -n "$(jobs -rp)" ]; do wait; done'
 
 # A task of pbsdsh has hardly any environment. It counts nodes by lines of this file.
+# Whoever could submit the job has it on the PATH.
 # Source: https://github.com/openpbs/openpbs/blob/master/doc/man1/pbsdsh.1B
-_PBS_NODES = r"""(umask 077; export -p >"$job/environment")
+_PBS_NODES = r"""PATH=$PATH:${PBS_O_PATH:-}
+(umask 077; export -p >"$job/environment")
 nodes=($(awk '!seen[$0]++ {print NR - 1}' "$PBS_NODEFILE"))"""
 
 

@@ -94,6 +94,7 @@ def environment(everything: bool) -> list[str]:
     kept = {"HOME": os.environ["HOME"], "PATH": "/usr/bin:/bin"}
     kept["SLURM_CONF"] = os.environ["SLURM_CONF"]  # There would be no job without it.
     told = {"PBS_ENVIRONMENT": "PBS_BATCH", "PBS_O_WORKDIR": os.getcwd()}
+    told["PBS_O_PATH"] = os.environ["PATH"]
     pairs = told if everything else kept | told
     return ["ALL"] * everything + [f"{name}={value}" for name, value in pairs.items()]
 
