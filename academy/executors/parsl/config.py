@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import inspect
 import os
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 from parsl.config import Config
 from parsl.executors import HighThroughputExecutor
 from parsl.executors.base import ParslExecutor as ParslEngine
@@ -120,6 +122,10 @@ def _run(path: Path) -> dict[str, Any]:
             exec(compile(source, str(path), "exec"), module.__dict__)
     except BaseException as e:
         e.add_note(f"This happened in the Parsl config file {path}.")
+        if isinstance(e, OSError) and e.errno == errno.ENODEV:
+            # As from address_by_interface, which does not say which.
+            names = ", ".join(sorted(psutil.net_if_addrs()))
+            e.add_note(f"It may name a network interface; this machine has {names}.")
         raise
     return {k: v for k, v in vars(module).items() if not k.startswith("_")}
 
