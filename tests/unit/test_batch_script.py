@@ -46,8 +46,7 @@ def test_a_lone_agent_takes_the_place_of_its_script() -> None:
     [
         (
             "slurm",
-            "srun --nodes=2 --ntasks=8 --ntasks-per-node=4 --cpus-per-task=3 "
-            "--mpi=pmix",
+            "srun --nodes=2 --ntasks=8 --ntasks-per-node=4 --mpi=pmix",
         ),
         ("pbs", "mpiexec -n 8 -ppn 4 --mpi=pmix"),
     ],
@@ -55,9 +54,7 @@ def test_a_lone_agent_takes_the_place_of_its_script() -> None:
 def test_an_agent_of_several_ranks_is_told_how_to_start_them(
     scheduler: str, prefix: str
 ) -> None:
-    asked = spec(
-        nodes=2, ranks_per_node=4, cpus_per_rank=3, launcher_options="--mpi=pmix"
-    )
+    asked = spec(nodes=2, ranks_per_node=4, launcher_options="--mpi=pmix")
     script = alone(asked, scheduler, WORKER, JOB)
     check_syntax(script)
     assert script.splitlines()[1:-1] == [
