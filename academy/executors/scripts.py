@@ -85,7 +85,7 @@ def submit_script(
         raise recorder.refusal() from e
     if not job_id:
         raise recorder.refusal()
-    known = provider.resources[job_id]
+    known = provider.resources.get(job_id, {})
     for output in ("stdout", "stderr"):
         if f"job_{output}_path" in known:
             known[f"job_{output}_path"] = getattr(recorder.script, output)

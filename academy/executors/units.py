@@ -13,10 +13,12 @@ WALLTIMES = (
 )
 MEMORIES = '16 (GB), "16G", "64000M" or "1T"'
 
-_CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")
-_DAYS = re.compile(r"(\d+)-(\d+)(?::(\d\d))?")
-_WORDS = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt])i?b?")
+_CLOCK = re.compile(r"(?:(\d{1,9})-)?(\d{1,9}):(\d\d):(\d\d)")
+_DAYS = re.compile(r"(\d{1,9})-(\d{1,9})(?::(\d\d))?")
+_WORDS = re.compile(
+    r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m(?:in)?)?(?:(\d{1,9})s)?"
+)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt])i?b?")
 _TWO_PARTS = re.compile(r"\d+:\d+")
 _DIGITS = re.compile(r"\d+(?:\.\d+)?")
 
@@ -54,12 +56,10 @@ def _seconds(value: Any) -> float:
 
 
 def _seconds_of(text: str, value: str) -> float:
-    if found := _CLOCK.fullmatch(text):
-        if int(found[3]) > 59 or int(found[4]) > 59:
+    if found := _CLOCK.fullmatch(text) or _DAYS.fullmatch(text):
+        parts = (*found.groups(default="0"), "0")[:4]
+        if int(parts[2]) > 59 or int(parts[3]) > 59:
             raise ValueError(f"has minutes or seconds above 59: {value!r}")
-        parts = found.groups(default="0")
-    elif found := _DAYS.fullmatch(text):
-        parts = (*found.groups(default="0"), "0")
     elif text and (found := _WORDS.fullmatch(text)):
         parts = found.groups(default="0")
     elif _TWO_PARTS.fullmatch(text):
@@ -112,4 +112,7 @@ def is_number(value: Any) -> bool:
     """Tell whether it is a finite number; True and False are none."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
-    return math.isfinite(float(value))
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False

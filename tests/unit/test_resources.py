@@ -333,6 +333,8 @@ def test_a_walltime_is_read_in_any_unit(value: Any, walltime: str) -> None:
         (timedelta(0), "must be longer than nothing"),
         (math.nan, "must be like 90 (minutes)"),
         (math.inf, "must be like 90 (minutes)"),
+        (10**400, "must be like 90 (minutes)"),
+        ("9" * 5000 + "d", "must be like 90 (minutes)"),
         (True, "must be like 90 (minutes)"),
         ("", "must be like 90 (minutes)"),
         ("soon", "must be like 90 (minutes)"),
@@ -340,6 +342,7 @@ def test_a_walltime_is_read_in_any_unit(value: Any, walltime: str) -> None:
         ("30:00", "write '30:00:00' or '00:30:00' instead of '30:00'"),
         ("30", 'has no unit: write "30m" or "30s" instead of \'30\''),
         ("00:61:00", "has minutes or seconds above 59"),
+        ("1-00:61", "has minutes or seconds above 59"),
         (["1h"], "must be like 90 (minutes)"),
     ],
 )
@@ -375,6 +378,8 @@ def test_memory_is_read_in_any_unit(value: Any, memory_gb: float) -> None:
         ("0M", "must be more than nothing"),
         (True, "must be like 16 (GB)"),
         ("16Q", "must be like 16 (GB)"),
+        ("9" * 400 + "G", "must be like 16 (GB)"),
+        (10**400, "must be like 16 (GB)"),
         (math.nan, "must be like 16 (GB)"),
         (None, None),
     ],
@@ -419,6 +424,37 @@ def test_any_text_is_read_or_refused_with_advice(text: str) -> None:
             continue
         with pytest.raises(ValueError, match=re.escape(repr(text))):
             read(text)
+
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.timedeltas(),
+    st.lists(st.text(), max_size=2),
+    st.from_regex(r"[0-9]:([a-z]+=[a-z0-9]+:)*", fullmatch=True),
+)
+
+
+@given(st.dictionaries(st.sampled_from([*ALL, *TRANSLATED]), ANYTHING, max_size=3))
+def test_whatever_a_launch_asks_for_is_a_specification_or_a_refusal(
+    submit_kwargs: dict[str, Any],
+) -> None:
+    read = parsed_or_refused(submit_kwargs)
+    if isinstance(read, str):
+        assert "Executor 'gpu'" in read
+    else:
+        made: Any = ResourceSpec
+        assert made(**read).given() == read
+
+
+def parsed_or_refused(submit_kwargs: dict[str, Any]) -> dict[str, Any] | str:
+    try:
+        return parse(submit_kwargs)
+    except ValueError as e:
+        return str(e)
 
 
 # --- over defaults
