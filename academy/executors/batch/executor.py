@@ -114,6 +114,10 @@ class BatchExecutor(base.AgentExecutor):
     def shares_jobs(self) -> bool:
         return self._share_job
 
+    @property
+    def resumes_requeued(self) -> bool:
+        return True
+
     # --- before anything is submitted
 
     def _plan(self, tasks: int | None, submit_kwargs: Mapping[str, Any]) -> Plan:

@@ -16,6 +16,7 @@ from academy.executors.batch.listing import with_outputs
 from academy.executors.batch.records import JobRecord, Task
 from academy.failure import (
     AgentLostError,
+    JobCancelledError,
     JobFailedError,
     NeverStartedError,
     WorkerDiedError,
@@ -95,6 +96,13 @@ class LiveJob:
     def is_done(self) -> bool:
         """Whether all its futures are."""
         return all(future.done() for future in self.futures)
+
+    @property
+    def is_useless(self) -> bool:
+        """Whether nobody can ever learn what becomes of it, or wants to."""
+        return self.is_withdrawn or (
+            self.is_done and not self.record.directory.exists()
+        )
 
     def has_left(self, patience: float) -> bool:
         """Whether its scheduler said that it is over; or has not, for so many seconds.
@@ -291,9 +299,15 @@ class LiveJob:
         if info.state.is_over:
             cause = cause_of(info, host=host, started=bool(place), error=error)
             if cause is not None:
-                return cause
+                return self._as_cancelled(cause)
         reason = f"{info.scheduler} does not know its job any more"
         return AgentLostError(info.job_id, host, reason, tail_of(info))
+
+    def _as_cancelled(self, cause: AgentLostError) -> AgentLostError:
+        """Name our own doing, which some schedulers do not tell from a failure."""
+        if not self.cancel_wanted or type(cause) is not JobFailedError:
+            return cause
+        return JobCancelledError(cause.job_id, cause.host, cause.reason, cause.output)
 
     def _died(self, task: Task) -> AgentLostError:
         """Say why a task has no outcome though its job, shared with others, goes on."""

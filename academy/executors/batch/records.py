@@ -198,11 +198,11 @@ class JobDirectory:
         except FileNotFoundError:
             return
 
-    def prune(self) -> None:
+    def prune(self, kept_jobs: int = KEPT_JOBS) -> None:
         """Remove ended jobs which are old, or more than are kept."""
         now = time.time()
         ended = [record for record in self.records() if record.is_over]
         for number, record in enumerate(reversed(ended)):
             age = now - (record.directory / RECORD).stat().st_mtime
-            if age > KEPT_FOR or number >= KEPT_JOBS:
+            if age > KEPT_FOR or number >= kept_jobs:
                 shutil.rmtree(record.directory, ignore_errors=True)

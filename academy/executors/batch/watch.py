@@ -118,7 +118,7 @@ class Watch:
     def _look(self, job: LiveJob) -> bool:
         try:
             news = job.look()
-            if job.is_withdrawn and not job.cancel_wanted:
+            if not job.cancel_wanted and job.is_useless:
                 cancel([job])
             if (error := job.hopeless()) is not None:
                 cancel([job])
