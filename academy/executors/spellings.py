@@ -40,7 +40,7 @@ ALIASES: Mapping[str, str] = {
     "project": "account",
     "nodect": "nodes",
     "advres": "reservation",
-    # Grid Engine. Source: https://gridscheduler.sourceforge.net/htmlman/htmlman1/qsub.html
+    # Grid Engine. Source: https://manpages.ubuntu.com/manpages/jammy/man1/sge_submit.1.html
     "h_rt": "walltime",
     # Parsl's providers and executors, and Globus Compute's templates, which take the
     # names of the former. Source: https://parsl.readthedocs.io/en/stable/reference.html
@@ -50,7 +50,7 @@ ALIASES: Mapping[str, str] = {
     "max_workers_per_node": "ranks_per_node",
     "cores_per_worker": "cpus_per_rank",
     "mem_per_node": "memory_gb_per_node",
-    # PSI/J. Source: https://exaworks.org/psij-python/docs/v/0.9.9/.generated/psij.html
+    # PSI/J. Source: https://exaworks.org/psij-python/docs/v/0.9.0/api.html
     "node_count": "nodes",
     "processes_per_node": "ranks_per_node",
     "cpu_cores_per_process": "cpus_per_rank",

@@ -384,6 +384,26 @@ def test_directives_of_the_user_that_say_the_same_are_replaced() -> None:
     ]
 
 
+def test_directives_of_the_user_do_not_win_over_what_parsl_writes() -> None:
+    own = "#SBATCH --nodes=7\n#SBATCH --ntasks-per-node=7\n#SBATCH -t 7\n#SBATCH -c7"
+    lines = directives(
+        SlurmProvider(scheduler_options=own),
+        nodes=2,
+        ranks_per_node=1,
+        walltime=5,
+        cpus_per_rank=3,
+    )
+    assert not any("7" in line for line in lines)
+    assert "#SBATCH --nodes=2" in lines
+
+
+def test_several_chunks_of_pbs_are_not_guessed_at() -> None:
+    provider = PBSProProvider(select_options="ngpus=1+1:ncpus=2")
+    message = refusal(provider, gpus_per_node=2)
+    assert "several chunks, so there is no place for {'ngpus': '2'}" in message
+    assert "#PBS -l select=1:ncpus=1:ngpus=1+1:ncpus=2" in directives(provider)
+
+
 @pytest.mark.parametrize(
     "line", ["#SBATCH -A old -p debug", "#SBATCH --gres=gpu:4,nvme:1"]
 )

@@ -170,7 +170,6 @@ class Dialect:
         Raises:
             ValueError: Such a line says other things, too.
         """
-        fields = set(fields).difference(self.table.scripted)
         for name, line in list(self.saying(self.own)):
             if name not in fields or line not in self.own:
                 continue

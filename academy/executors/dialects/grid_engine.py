@@ -11,8 +11,7 @@ from academy.executors.units import megabytes
 _ENVIRONMENT = re.compile(r"#\$\s+-pe\s+(\S+)\s+\S+\s*")
 
 
-# Source: https://gridscheduler.sourceforge.net/htmlman/htmlman1/qsub.html and
-# https://gridscheduler.sourceforge.net/htmlman/htmlman5/complex.html
+# Source: https://manpages.ubuntu.com/manpages/jammy/man1/sge_submit.1.html
 class GridEngine(Dialect):
     """Asks Grid Engine."""
 

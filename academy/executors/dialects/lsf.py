@@ -9,8 +9,8 @@ from academy.executors.dialects.base import Table
 from academy.executors.units import megabytes
 
 
-# Source: https://www.ibm.com/docs/en/spectrum-lsf/10.1.0?topic=options-bsub and of
-# "/host": https://www.ibm.com/docs/en/SSWRJV_10.1.0/lsf_release_notes/lsf_relnotes_resourcemanagement10.1.0.9.html
+# Source: https://www.ibm.com/docs/SSWRJV_10.1.0/lsf_command_ref/bsub.man_top.1.html and
+# of "/host": https://www.ibm.com/docs/en/SSWRJV_10.1.0/lsf_release_notes/lsf_relnotes_resourcemanagement10.1.0.9.html
 class LSF(Baked):
     """Asks LSF."""
 

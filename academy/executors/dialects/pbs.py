@@ -16,8 +16,7 @@ _PBS_SAYS = {
 }
 
 
-# Source: https://github.com/openpbs/openpbs/blob/master/doc/man1/pbs_resources.7B and
-# https://help.altair.com/2022.1.0/PBS%20Professional/PBSUserGuide2022.1.pdf
+# Source: https://github.com/openpbs/openpbs/blob/master/doc/man1/pbs_resources.7B
 class PBSPro(Dialect):
     """Asks PBS Pro or OpenPBS."""
 
@@ -45,6 +44,7 @@ class PBSPro(Dialect):
         options = (self.fresh.select_options or "").split(":")
         pairs = (option.partition("=") for option in options if option)
         self.chunk = {name: value for name, _, value in pairs}
+        self.chunk_before = dict(self.chunk)
         arranged = re.search(r"place=(free|pack|v?scatter)\b", "\n".join(self.own))
         self.arrangement = arranged[1] if arranged else None
 
@@ -64,10 +64,22 @@ class PBSPro(Dialect):
             self.constrain(spec.constraint)
         if spec.reservation is not None:
             self.reserve(spec.reservation)
-        if self.chunk:
-            options = ":".join(f"{name}={v}" for name, v in self.chunk.items())
-            self.fresh.select_options = options
+        if self.chunk != self.chunk_before:
+            self.write_chunk()
         return [*super().directives(), *self.place()]
+
+    def write_chunk(self) -> None:
+        before = self.fresh.select_options
+        if before and "+" in before:
+            changed = {
+                n: v for n, v in self.chunk.items() if v != self.chunk_before.get(n)
+            }
+            raise ValueError(
+                f"select_options={before!r} of the provider are of several chunks, so "
+                f"there is no place for {changed} ({self.taker})."
+            )
+        options = (f"{name}={value}" for name, value in self.chunk.items())
+        self.fresh.select_options = ":".join(options)
 
     def constrain(self, constraint: str) -> None:
         for pair in constraint.split(":"):
