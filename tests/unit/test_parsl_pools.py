@@ -118,6 +118,16 @@ def test_an_mpi_agent_has_a_block_of_its_own_unless_it_fits_into_a_usual_one(
     assert (request.block and request.block.given()) == block
 
 
+def test_a_block_for_an_mpi_agent_has_cores_for_its_ranks() -> None:
+    shape = {"nodes": 2, "ranks_per_node": 3, "queue": "debug"}
+    few = mpi(exclusive=False)
+    assert "#SBATCH --cpus-per-task=3" in one(few).preview(**shape)
+    asked = one(few).preview(**shape, cpus_per_rank=4)
+    assert "#SBATCH --cpus-per-task=12" in asked
+    for enough in (mpi(), mpi(exclusive=False, cores_per_node=64)):
+        assert "--cpus-per-task=3" not in one(enough).preview(**shape)
+
+
 def test_a_native_dictionary_goes_to_mpi_executor_as_it_is() -> None:
     native = {"num_nodes": 2, "num_ranks": 4}
     request = read(mpi(), parsl_resource_specification=native)
@@ -279,6 +289,16 @@ def test_what_is_previewed_stays_what_it_is() -> None:
 
     assert 54000 <= int(port(first)) < 55000
     assert len({port(first), port(other), port(script(executor))}) == 3
+
+
+@pytest.mark.parametrize(
+    ("walltime", "minutes"), [("00:00:30", 1), ("1-00:00:00", 1440), ("02:00:00", 120)]
+)
+def test_a_walltime_of_the_config_is_a_limit_in_whole_minutes(
+    walltime: str, minutes: int
+) -> None:
+    executor = one(htex(SlurmProvider(walltime=walltime)))
+    assert f"#SBATCH --time={minutes}\n" in executor.preview()
 
 
 def test_a_pool_listens_on_a_port_of_its_own() -> None:

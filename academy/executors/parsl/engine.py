@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import math
@@ -22,6 +23,7 @@ from parsl.providers.cluster_provider import ClusterProvider
 from academy.executors import dialects
 from academy.executors.parsl import interchange
 from academy.executors.providers import Script, clone, script_of, submit_script
+from academy.executors.units import parse_walltime
 from academy.socket import is_loopback, reachable_addresses
 
 T = TypeVar("T")
@@ -86,7 +88,12 @@ def _fresh_htex(
         # MPIExecutor does not accept what it keeps.
         "interchange_launch_cmd": None,
     }
-    fresh: Any = again(executor, {**ours, **changes, "provider": clone(provider)})
+    own = clone(provider)
+    if isinstance(own, ClusterProvider):
+        # Parsl would make no limit of less than a minute, and knows no days.
+        with contextlib.suppress(ValueError):
+            own.walltime = parse_walltime(own.walltime)
+    fresh: Any = again(executor, {**ours, **changes, "provider": own})
     fresh.address, fresh.all_addresses = addresses(executor.address, provider)
     if executor.interchange_launch_cmd == DEFAULT_INTERCHANGE:
         fresh.interchange_launch_cmd = [

@@ -107,7 +107,17 @@ def _mpi_request(
     # One agent holds all nodes of its block, and programs start on them.
     ranks = specification["ranks_per_node"]
     asked |= {"nodes": nodes, "ranks_per_node": ranks}
+    if _has_few_cores(engine.provider):
+        asked.setdefault("cpus_per_rank", 1)  # Or they would not fit into the job.
     return Request(specification, ResourceSpec.model_construct(**asked))
+
+
+def _has_few_cores(provider: Any) -> bool:
+    """Tell whether a job has no more than a core of each node by itself."""
+    if getattr(provider, "exclusive", False):
+        return False
+    cores = (getattr(provider, f"{c}_per_node", None) for c in ("cores", "cpus"))
+    return all(number in (None, 1) for number in cores)
 
 
 # --- pools of blocks
