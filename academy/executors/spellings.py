@@ -80,15 +80,9 @@ _GENERIC = "gres"
 # Torque writes a chunk under this name.
 _NODES = "nodes"
 
-TRANSLATED = (
-    *ALIASES,
-    *_CORES_PER_NODE,
-    *_GPUS_PER_RANK,
-    *_MEMORY_PER_RANK,
-    *_MEMORY_PER_CPU,
-    _CHUNK,
-    _GENERIC,
-)
+_SHARED = (*_CORES_PER_NODE, *_GPUS_PER_RANK, *_MEMORY_PER_RANK, *_MEMORY_PER_CPU)
+
+TRANSLATED = (*ALIASES, *_SHARED, _CHUNK, _GENERIC)
 
 _RANKS = "say nodes and ranks_per_node"
 _RAW = "it goes into scheduler_options, as a line of the job script such as {line!r}"
@@ -204,24 +198,30 @@ def read_keys(
             raise ValueError(f"{taker} takes no {key!r}: {REFUSED[name]}.")
         if name not in fields and name not in TRANSLATED:
             raise unknown_key(key, fields, taker, aliases=TRANSLATED)
-        if value is None:
-            continue
-        if name in _NEED_A_UNIT and is_number(value):
-            hint = f"needs a unit, such as {_NEED_A_UNIT[name]}, not {value!r}"
-            raise reading.wrong(key, hint)
-        if name == _CHUNK or (name == _NODES and isinstance(value, str)):
-            shares += _read_chunk(reading, key, value)
-        elif name == _GENERIC:
-            reading.take("gpus_per_node", key, _gpus_of(reading, key, value))
-        elif name in fields:
-            reading.take(name, key, value)
-        elif name in ALIASES:
-            reading.take(ALIASES[name], key, value)
-        else:
-            shares.append((name, key, value))
-    for name, key, value in shares:
-        _read_share(reading, name, key, value, defaults)
+        if value is not None:
+            shares += _read_value(reading, name, key, value)
+    for share in shares:
+        _read_share(reading, *share, defaults)
     return reading.asked
+
+
+# A name, the key that it was written as, and its value.
+_Share = tuple[str, str, Any]
+
+
+def _read_value(reading: _Reading, name: str, key: str, value: Any) -> list[_Share]:
+    """Read a value, or return it if other keys have to be read before."""
+    if name in _NEED_A_UNIT and is_number(value):
+        hint = f"needs a unit, such as {_NEED_A_UNIT[name]}, not {value!r}"
+        raise reading.wrong(key, hint)
+    if name == _CHUNK or (name == _NODES and isinstance(value, str)):
+        return _read_chunk(reading, key, value)
+    if name in _SHARED:
+        return [(name, key, value)]
+    if name == _GENERIC:
+        name, value = "gpus_per_node", _gpus_of(reading, key, value)
+    reading.take(ALIASES.get(name, name), key, value)
+    return []
 
 
 def _read_share(
@@ -283,7 +283,7 @@ _CHUNK_FIELDS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-def _read_chunk(reading: _Reading, key: str, value: Any) -> list[tuple[str, str, Any]]:
+def _read_chunk(reading: _Reading, key: str, value: Any) -> list[_Share]:
     """Read "2:ncpus=8:ngpus=1:mem=64gb:system=polaris", and return what is shared."""
     if not isinstance(value, str):
         reading.take("nodes", key, value)
