@@ -27,7 +27,7 @@ from academy.manager import Manager
 from academy.scheduler.job import JobState
 from academy.socket import reachable_addresses
 from tests.hpc.agents import Place, Traveller
-from tests.support.slurm import SlurmLab, until
+from tests.support.slurm import NetnsLab, SlurmLab, until
 
 pytestmark = pytest.mark.hpc
 
@@ -127,6 +127,29 @@ async def test_agents_of_two_shapes_run_at_the_same_time_in_jobs_of_these_shapes
         assert previews["g"].count(slurm.script(in_gpu)) == 1
         assert previews["w"].count(slurm.script(in_wide)) == 1
     assert running(slurm) == []
+
+
+async def test_agents_of_one_block_are_on_as_many_hosts_as_it_has_nodes(
+    hosts: NetnsLab,
+) -> None:
+    # As most configurations begin: for one node, and without an address.
+    engine = HighThroughputExecutor(
+        label="cpu",
+        address=hosts.address,
+        heartbeat_period=1,
+        provider=QuickSlurmProvider(init_blocks=0, exclusive=False),
+    )
+    engine.address = None
+    config = Config([engine], strategy="simple", strategy_period=0.2)
+    shape = {"nodes": 2, "ranks_per_node": 1}
+    with spawn_http_exchange(host=hosts.address) as exchange:
+        async with managing(exchange, ParslExecutor(config)) as manager:
+            one = await manager.launch(Traveller, submit_kwargs=shape)
+            two = await manager.launch(Traveller, submit_kwargs=shape)
+            places = sorted([await one.place(), await two.place()])
+            assert [place.host for place in places] == ["n1", "n2"]
+            assert [place.job for place in places] == running(hosts) * 2
+    assert running(hosts) == []
 
 
 def test_the_jobs_of_a_pool_without_agents_are_cancelled(slurm: SlurmLab) -> None:

@@ -98,7 +98,6 @@ class Pool:
         engine.cert_dir = f"{engine.logdir}/certificates" if engine.encrypted else None
         log_config = f"{engine.logdir}/log_config/log_config.pkl"
         engine.logconf_path = log_config if self._has_log_config else None
-        engine.provider.script_dir = os.path.join(run_dir, "submit_scripts")
         engine.initialize_scaling()
         return engine
 
