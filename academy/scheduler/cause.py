@@ -124,9 +124,7 @@ def cause_of(
         knows.
     """
     if job.state is JobState.PENDING:
-        return (
-            _never(job) if get_scheduler(job.scheduler).hopeless(job.reason) else None
-        )
+        return _never(job) if _is_hopeless(job) else None
     if not job.state.is_over:
         # A job may go on without the process that the kernel has killed in it.
         return _memory_in(job, host) if error is not None else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-import getpass
+import os
 import pwd
 import re
 from collections.abc import Iterable, Sequence
@@ -89,7 +89,7 @@ class Slurm(Scheduler):
         # With a user, slurmctld does not have to send all jobs of the cluster. Ended
         # ones are in the answer for as long as it remembers them (MinJobAge).
         answer = ask(
-            *("squeue", "--noheader", "--states=all", f"--user={getpass.getuser()}"),
+            *("squeue", "--noheader", "--states=all", f"--user={os.getuid()}"),
             *(f"--jobs={','.join(ids)}", "--array"),
             "--Format=" + ",".join(f"{field}:{_MARK}" for field in _FIELDS),
         )
