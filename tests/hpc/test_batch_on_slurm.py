@@ -229,8 +229,11 @@ async def test_what_slurm_refuses_is_told_in_its_words(slurm: SlurmLab) -> None:
     future = executor.submit(os.getpid, queue="nowhere")
     with pytest.raises(ValueError, match="invalid partition"):
         await asyncio.wrap_future(future)
-    with pytest.raises(ValueError, match="invalid partition"):
+    with pytest.raises(ValueError, match=r"no partition 'nowhere'.* debug"):
         executor.ask_scheduler(queue="nowhere")
+    with pytest.raises(ValueError, match=r"walltime='30:00:00' is more than"):
+        executor.ask_scheduler(queue="debug", walltime="30:00:00")
+    assert executor.ask_scheduler(walltime=5) is not None
     assert executor.jobs() == []
     await asyncio.to_thread(executor.shutdown)
 
@@ -242,6 +245,40 @@ async def test_a_job_that_will_never_run_is_told_and_cancelled(slurm: SlurmLab) 
         await asyncio.wrap_future(future)
     await asyncio.to_thread(executor.shutdown)
     assert running(slurm) == []
+
+
+@pytest.mark.slow
+async def test_an_agent_begins_again_in_a_job_whose_node_was_lost(
+    breakable_hosts: NetnsLab,
+) -> None:
+    lab = breakable_hosts
+    executor = BatchExecutor("slurm", resources=SHORT)
+    with spawn_http_exchange(host=lab.address) as exchange:
+        async with await manage(exchange, executor) as manager:
+            agent = await manager.launch(Member)
+            before = await agent.part()
+            node = before.host
+            lab.power_off(int(node.removeprefix("n")))
+            # As a cluster's health check does; by itself, Slurm takes its time.
+            lab.run("scontrol", "update", f"nodename={node}", "state=down", "reason=x")
+            after = await agent.part()
+            assert after.job == before.job
+            assert after.host != node
+    assert running(lab) == []
+
+
+async def test_an_agent_that_was_told_to_end_does_not_begin_again_when_requeued(
+    slurm: SlurmLab, exchange: ExchangeFactory, tmp_path: Path
+) -> None:
+    mark = tmp_path / "mark"
+    executor = BatchExecutor("slurm", resources=SHORT)
+    async with await manage(exchange, executor) as manager:
+        agent = await manager.launch(Member, args=(mark,))
+        job = (await agent.part()).job
+        slurm.run("scontrol", "requeue", job)
+        await failure_of(manager, agent)
+        await asyncio.to_thread(until, lambda: not running(slurm), "its end")
+    assert mark.read_text() == "in order"
 
 
 # --- cancelling

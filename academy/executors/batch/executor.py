@@ -24,6 +24,7 @@ from academy.executors.batch.records import JobDirectory, JobRecord, Task
 from academy.executors.batch.script import Slots, Worker
 from academy.executors.batch.submitting import Submitters
 from academy.executors.batch.watch import Watch, cancel
+from academy.executors.limits import check_limits
 from academy.executors.providers import scheduler_of
 from academy.executors.resources import ResourceSpec
 from academy.launch import AgentSpec, run_agent
@@ -142,6 +143,9 @@ class BatchExecutor(base.AgentExecutor):
 
         With `share_job` that is one with all its places taken.
         """
+        return self._preview(submit_kwargs)[1]
+
+    def _preview(self, submit_kwargs: Mapping[str, Any]) -> tuple[Plan, str]:
         tasks = 1
         if self._share_job:
             spec = ResourceSpec.parse(submit_kwargs, self._taker, self._defaults)
@@ -149,10 +153,12 @@ class BatchExecutor(base.AgentExecutor):
         plan = self._plan(tasks, submit_kwargs)
         with self._lock:
             directory = self.directory / self._name(self._count + 1)
-        return plan.script(directory, tasks).text
+        return plan, plan.script(directory, tasks).text
 
     def ask_scheduler(self, **submit_kwargs: Any) -> datetime | None:
-        return get_scheduler(self.scheduler).estimate(self.preview(**submit_kwargs))
+        plan, script = self._preview(submit_kwargs)
+        check_limits(plan.provider, self._taker)
+        return get_scheduler(self.scheduler).estimate(script)
 
     # --- submitting
 

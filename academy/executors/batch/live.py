@@ -38,7 +38,7 @@ from academy.scheduler.output import tail_of
 
 logger = logging.getLogger("academy.executors.batch")
 
-LAST_WORDS = 30.0
+LAST_WORDS = 10.0
 """Seconds that a job has to end, for its scheduler to say why, once a signal has."""
 
 LATE_FILES = 1.0
@@ -68,8 +68,8 @@ class BatchFuture(Future[Any]):
 class LiveJob:
     """A job of this program, or of an earlier one, and the futures of its tasks.
 
-    Its own thread submits it, the executor's watcher calls `look`, the monitor of jobs
-    sets `info`, and anybody may cancel a future.
+    A thread submits it, the executor's watcher calls `look`, the monitor of jobs calls
+    `learn`, and anybody may cancel a future.
 
     Attributes:
         record: what is written down of it.
@@ -87,6 +87,7 @@ class LiveJob:
         self.cancel_wanted = False
         self._lock = threading.Lock()
         self._withdrawn: set[int] = set()
+        self._ran = False
         self._give_up = float("inf")
         self._done_since: float | None = None
         self._over_since: float | None = None
@@ -100,9 +101,9 @@ class LiveJob:
     @property
     def is_useless(self) -> bool:
         """Whether nobody can ever learn what becomes of it, or wants to."""
-        return self.is_withdrawn or (
-            self.is_done and not self.record.directory.exists()
-        )
+        if not self.is_done or self.is_withdrawn:
+            return self.is_withdrawn
+        return self._is_requeued or not self.record.directory.exists()
 
     def has_left(self, patience: float) -> bool:
         """Whether its scheduler said that it is over; or has not, for so many seconds.
@@ -252,11 +253,22 @@ class LiveJob:
         if isinstance(outcome.error, AgentInterruptedError):
             now = time.monotonic()
             since, _ = self._interrupted.setdefault(future.number, (now, outcome))
-            if not self._is_over and now - since < LAST_WORDS:
+            settled = self._is_over or self._is_requeued
+            if not settled and now - since < LAST_WORDS:
                 return False
             outcome = Outcome(error=self._interruption(future, outcome.error))
         self._end(future, outcome)
         return True
+
+    def learn(self, info: JobInfo) -> None:
+        """Take note of what its scheduler says."""
+        self._ran = self._ran or info.state is JobState.RUNNING
+        self.info = info
+
+    @property
+    def _is_requeued(self) -> bool:
+        state = JobState.UNKNOWN if self.info is None else self.info.state
+        return self._ran and state is JobState.PENDING
 
     @property
     def waits_for_cause(self) -> bool:

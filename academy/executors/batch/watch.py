@@ -90,7 +90,7 @@ class Watch:
             pause = min(1.5 * pause, LONGEST)
 
     def _told(self, job: LiveJob, info: JobInfo) -> None:
-        job.info = info
+        job.learn(info)
         self.wake()
 
     def _follow(self) -> None:
