@@ -91,6 +91,11 @@ class AgentExecutor(Executor, ABC):
         """Whether what is launched as one batch should be submitted together."""
         return False
 
+    @property
+    def resumes_requeued(self) -> bool:
+        """Whether a task begins anew when its job is put back into the queue."""
+        return False
+
     def job(self, future: Future[Any]) -> JobInfo | None:
         """Describe the batch job that a task is in, or waits for; may ask a scheduler.
 

@@ -48,6 +48,8 @@ async def explain(
     place: Place | None,
     executor: Executor | None,
     future: Future[Any],
+    *,
+    in_order: bool,
 ) -> Exception:
     """Return the cause of a loss that an executor has told, as well as it is known.
 
@@ -56,6 +58,7 @@ async def explain(
         place: where the agent was; None if it never came.
         executor: where it was launched.
         future: that of its run.
+        in_order: whether the agent could still take its leave.
 
     Returns:
         An error whose `__cause__` is the executor's, or that one itself. It takes some
@@ -69,6 +72,8 @@ async def explain(
     try:
         async with asyncio.timeout(PATIENCE):
             job, cause = await _investigate(error, place, executor, future)
+            if cause is None and job is not None and place is not None:
+                cause = requeued(job, place, in_order=in_order)
     except TimeoutError:
         job, cause = await _last_known(place, executor, future), None
     if cause is None:
@@ -95,12 +100,9 @@ async def _investigate(
                 job, host=host, started=place is not None, error=error
             )
         )
-        if cause is None and place is not None:
-            cause = requeued(job, place)
-        if cause is not None:
+        # Only a job that seems to run may be one whose end is not known yet.
+        if cause is not None or job.state is not JobState.RUNNING:
             return job, cause
-        if job.state is JobState.UNKNOWN:
-            return job, None  # it is not that it has not noticed yet
         await asyncio.sleep(_PAUSE)
 
 
@@ -122,7 +124,9 @@ def _in_place(
         job_id = error.job_id or ("" if job is None else job.job_id)
         output = error.output or ("" if job is None else tail_of(job))
         return type(error)(job_id, error.host or host, error.reason, output)
-    if isinstance(error, BrokenExecutor) and job is not None:
+    if not isinstance(error, BrokenExecutor) or job is None:
+        return None
+    if job.state is not JobState.UNKNOWN:
         return failure.WorkerDiedError(job.job_id, host, str(error), tail_of(job))
     return None
 
@@ -183,13 +187,17 @@ def tells_jobs(executor: Executor | None) -> bool:
 
 
 def requeued(
-    job: JobInfo, place: Place, seen: datetime | None = None
+    job: JobInfo, place: Place, *, in_order: bool, seen: datetime | None = None
 ) -> AgentLostError | None:
     """Return the loss of an agent whose job is to begin, or has begun, once more.
+
+    Schedulers do so with jobs whose nodes have failed, and with those that make room
+    for others; and only these have the time to end in order.
 
     Args:
         job: which the agent was in.
         place: where it was.
+        in_order: whether the agent could still take its leave.
         seen: when it was first seen there.
     """
     again = job.state is JobState.RUNNING and None not in (job.started, seen)
@@ -201,7 +209,13 @@ def requeued(
         return None
     said = f" ({job.reason})" if job.reason else ""
     reason = f"its scheduler has put the job back into the queue{said}"
-    return AgentLostError(job.job_id, place.host, reason, tail_of(job))
+    kind = failure.PreemptedError if in_order else failure.NodeFailedError
+    return kind(job.job_id, place.host, reason, tail_of(job))
+
+
+def resumes(executor: Executor | None) -> bool:
+    """Whether an executor's task begins anew in a job that is requeued."""
+    return isinstance(executor, AgentExecutor) and executor.resumes_requeued
 
 
 async def in_thread(work: Callable[[], T]) -> T:

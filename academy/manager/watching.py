@@ -136,7 +136,13 @@ class Run:
         except Exception as error:
             if self.future.cancelled():
                 raise
-            cause = await losses.explain(error, self.place, self.executor, self.future)
+            cause = await losses.explain(
+                error,
+                self.place,
+                self.executor,
+                self.future,
+                in_order=self._state is not PresenceState.GONE,
+            )
             if cause is error:
                 raise
             raise cause from error
@@ -211,13 +217,23 @@ class Run:
         if info.state is JobState.UNKNOWN:
             self._nobody_knows()
             return
-        again = losses.requeued(info, place, self._first_seen)
+        in_order = self._state is not PresenceState.GONE
+        again = losses.requeued(info, place, in_order=in_order, seen=self._first_seen)
+        if again is not None and losses.resumes(self.executor):
+            self._begin_anew(again)
+            return
         if not info.state.is_over and again is None:
             self._cancel("lost")  # the process may live, and its executor will tell
             return
-        in_order = self._state is not PresenceState.GONE
         wait = LONG_LAST_WORDS if in_order else LAST_WORDS
         self._after(wait, "find", lambda: self._find(info, again))
+
+    def _begin_anew(self, why: AgentLostError) -> None:
+        """Wait for the agent as for one that has not begun."""
+        if self._first_seen is not None:
+            logger.warning("%s begins anew: %s", self.agent_id, why)
+            self._first_seen = None
+            self._watching.queues.add(self)
 
     def _find(self, info: JobInfo, again: AgentLostError | None) -> None:
         self._finding = asyncio.create_task(self._find_cause(info, again))
