@@ -7,17 +7,18 @@ import os
 import re
 import shutil
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import wait
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
+from typer.testing import CliRunner
 
+from academy.cli.app import app
 from academy.executors.batch import BatchExecutor
 from academy.executors.batch.records import RECORD, JobDirectory, JobRecord, Task
 from academy.failure import AgentLostError, JobCancelledError, JobFailedError
@@ -250,11 +251,8 @@ def test_all_futures_are_done_when_many_end_at_once(executor: BatchExecutor) -> 
 # --- the command
 
 
-def academy(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = Path(sys.executable).with_name("academy")
-    return subprocess.run(
-        [command, *arguments], capture_output=True, text=True, check=False
-    )
+def academy(*arguments: str) -> Any:
+    return CliRunner().invoke(app, arguments)
 
 
 def test_the_command_lists_and_cancels(executor: BatchExecutor) -> None:
@@ -267,11 +265,12 @@ def test_the_command_lists_and_cancels(executor: BatchExecutor) -> None:
     done = academy("cancel", shown["id"])
     assert done.stdout == f"Cancelled local job {shown['job_id']}\n"
     assert isinstance(future.exception(), AgentLostError)
+    assert json.loads(academy("ps", "--json").stdout) == []
     [again] = json.loads(academy("ps", "--all", "--json").stdout)
     assert again["id"] == shown["id"]
 
 
 def test_the_command_says_what_it_does_not_find(tmp_path: Path) -> None:
     done = academy("cancel", "nosuch", "--directory", str(tmp_path))
-    assert done.returncode == 1
-    assert f"There is no job 'nosuch' in {tmp_path}" in done.stderr
+    assert done.exit_code == 1
+    assert f"There is no job 'nosuch' in {tmp_path}" in str(done.exception)

@@ -11,6 +11,7 @@ from academy.launch.task import remove_spec, was_success, withdraw_spec
 from academy.scheduler.base import get_scheduler
 from academy.scheduler.command import SchedulerError
 from academy.scheduler.job import JobInfo, JobState
+from academy.scheduler.monitor import monitor
 
 
 @dataclass(frozen=True)
@@ -108,4 +109,5 @@ def cancel_job(directory: JobDirectory, job: str) -> JobRecord:
         withdraw_spec(task.directory)
     if job_id := record.known_job_id():
         get_scheduler(record.scheduler).cancel([job_id])
+        monitor().look_now(record.scheduler, job_id)
     return record
