@@ -12,14 +12,18 @@ from uuid import UUID
 from academy.exception import ExchangeError
 from academy.exchange.client_config import ExchangeClientConfig
 from academy.exchange.cloud.credentials import find_token
-from academy.exchange.cloud.link import Link, acquire, release
+from academy.exchange.cloud.link import Link, acquire, is_unknown_path, release
 from academy.exchange.directory import new_agents
 from academy.exchange.factory import ExchangeFactory
 from academy.exchange.inbox import Inbox
 from academy.exchange.mailbox_status import MailboxStatus
 from academy.exchange.presence import PresenceCallback
 from academy.exchange.store import MailboxRecord
-from academy.exchange.transport import AgentRegistration, MailboxOwner
+from academy.exchange.transport import (
+    AgentRegistration,
+    ExchangeTransport,
+    MailboxOwner,
+)
 from academy.identifier import AgentId, EntityId, UserId
 from academy.serialize import NoPickleMixin
 from academy.stats import AgentStats
@@ -88,6 +92,7 @@ class HttpExchangeFactory(ExchangeFactory):
         self.client_config = config or ExchangeClientConfig()
         self.first_patience = initial_retry_backoff * (2**retries - 1)
         self.reconnect_timeout_s = reconnect_timeout_s
+        self.speaks_v1 = False
         self._token = token
 
     def __repr__(self) -> str:
@@ -121,14 +126,26 @@ class HttpExchangeFactory(ExchangeFactory):
         registration: AgentRegistration[Any] | None = None,
         *,
         name: str | None = None,
-    ) -> HttpExchangeTransport:
+    ) -> ExchangeTransport:
         factory = self if registration is None else self.on_behalf_of(registration)
         token = factory.find_token()
         # A worker may start while the exchange is being restarted.
         patience = (
             self.first_patience if registration is None else self.request_timeout_s
         )
-        link = await acquire(factory, token, patience)
+        link = None
+        try:
+            if not factory.speaks_v1:
+                link = await acquire(factory, token, patience)
+        except ExchangeError as error:
+            if not is_unknown_path(error):
+                raise
+        if link is None:
+            from academy.exchange.cloud import v1_client
+
+            older = await v1_client.connect(factory, registration, name, patience)
+            self.speaks_v1 = factory.speaks_v1 = True
+            return older
         transport = HttpExchangeTransport(factory, link)
         try:
             if registration is None:

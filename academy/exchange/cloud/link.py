@@ -566,6 +566,14 @@ async def _write(writer: Writer) -> None:
         await writer.run()
 
 
+def is_unknown_path(error: ExchangeError) -> bool:
+    """Whether a connection failed because the server knows no path of our protocol."""
+    cause = error.__cause__
+    if not isinstance(cause, aiohttp.WSServerHandshakeError):
+        return False
+    return cause.status in (404, 405)
+
+
 def attach_arguments(
     box: Attachment, *, resume: bool = False, held: list[bytes] | None = None
 ) -> dict[str, Any]:
