@@ -68,6 +68,13 @@ _FROM_OUTSIDE = (
     *_signs(failure.NodeFailedError, r"DUE TO NODE FAILURE"),
 )
 
+# What Slurm writes as soon as it begins to end a job, which then is COMPLETING for a
+# while before it shows what became of it.
+_WHILE_ENDING = (
+    *_FROM_OUTSIDE,
+    *_signs(failure.JobCancelledError, r"\*\*\* JOB \S+ ON \S+ CANCELLED AT"),
+)
+
 # Lines that are written when an agent cannot begin.
 # Source: https://lmod.readthedocs.io (errors of Lmod), https://modules.readthedocs.io
 _AT_START = (
@@ -126,14 +133,16 @@ def cause_of(
     if job.state is JobState.PENDING:
         return _never(job) if _is_hopeless(job) else None
     if not job.state.is_over:
-        # A job may go on without the process that the kernel has killed in it.
-        return _memory_in(job, host) if error is not None else None
+        return _while_it_goes_on(job, host, error)
     output = tail_of(job)
     found = _cause(job, started, output)
     if isinstance(found, failure.NeverStartedError):
         return found
-    where = host or ", ".join(job.nodes[:3])
-    return type(found)(job.job_id, where, found.reason, output)
+    return type(found)(job.job_id, _where(job, host), found.reason, output)
+
+
+def _where(job: JobInfo, host: str) -> str:
+    return host or ", ".join(job.nodes[:3])
 
 
 def _is_hopeless(job: JobInfo) -> bool:
@@ -147,12 +156,19 @@ def _never(job: JobInfo) -> failure.NeverStartedError:
     return failure.NeverStartedError(job.job_id, "", job.reason)
 
 
-def _memory_in(job: JobInfo, host: str) -> failure.AgentLostError | None:
+def _while_it_goes_on(
+    job: JobInfo, host: str, error: BaseException | None
+) -> failure.AgentLostError | None:
+    """Look for signs that a job is about to end, or has lost a process."""
+    ending = job.reason.startswith("COMPLETING")
+    if not ending and error is None:
+        return None
     output = tail_of(job)
-    found = _sign_in(output, _FROM_OUTSIDE)
-    if isinstance(found, failure.OutOfMemoryError):
-        return failure.OutOfMemoryError(job.job_id, host, found.reason, output)
-    return None
+    found = _sign_in(output, _WHILE_ENDING if ending else _FROM_OUTSIDE)
+    # A job may go on without the process that the kernel has killed in it.
+    if found is None or not (ending or isinstance(found, failure.OutOfMemoryError)):
+        return None
+    return type(found)(job.job_id, _where(job, host), found.reason, output)
 
 
 def _cause(job: JobInfo, started: bool, output: str) -> failure.AgentLostError:

@@ -24,7 +24,8 @@ _STATES = {
     "RESV_DEL_HOLD": JobState.PENDING,
     "SPECIAL_EXIT": JobState.PENDING,
     "RUNNING": JobState.RUNNING,
-    # It hides what became of the job, which shows as soon as its nodes are free.
+    # It hides what became of the job until its processes are gone, which may take as
+    # long as they are given to end (KillWait), and the cleaning of its nodes.
     "COMPLETING": JobState.RUNNING,
     "RESIZING": JobState.RUNNING,
     "SIGNALING": JobState.RUNNING,
@@ -44,6 +45,9 @@ _STATES = {
     "BOOT_FAIL": JobState.NODE_FAIL,
     "PREEMPTED": JobState.PREEMPTED,
 }
+
+# What can be told of a job that is COMPLETING by its reason.
+_ENDING = {"TimeLimit": JobState.TIMEOUT, "OutOfMemory": JobState.OUT_OF_MEMORY}
 
 # Reasons to wait that no passing of time ends: the request itself would have to change,
 # or an administrator's mind. Not here are those which end when other jobs end
@@ -160,6 +164,10 @@ class Slurm(Scheduler):
 def _queued(job_id: str, job: dict[str, str]) -> JobInfo:
     state = _STATES.get(job["State"], JobState.UNKNOWN)
     reason = "" if job["Reason"] == "None" else job["Reason"]
+    ending = job["State"] == "COMPLETING"
+    if ending:
+        state = _ENDING.get(reason, state)
+        reason = reason if state.is_over else f"COMPLETING {reason}".strip()
     raw = int(job["exit_code"] or 0)
     return JobInfo(
         "slurm",
@@ -171,11 +179,15 @@ def _queued(job_id: str, job: dict[str, str]) -> JobInfo:
         # An estimate, as long as it waits.
         None if state is JobState.PENDING else iso_time(job["StartTime"]),
         None if state is JobState.PENDING else iso_time(job["EndTime"]),
-        # As from `wait`: the status, or the signal.
-        (128 + (raw & 0x7F) if raw & 0x7F else raw >> 8) if state.is_over else None,
+        _exit_code(raw) if state.is_over and not ending else None,
         _path(job["StdOut"], job),
         _path(job["StdErr"], job),
     )
+
+
+def _exit_code(raw: int) -> int:
+    """Read a status as `wait` returns it: an exit status, or a signal."""
+    return 128 + (raw & 0x7F) if raw & 0x7F else raw >> 8
 
 
 # Source: https://slurm.schedmd.com/sbatch.html (filename pattern)

@@ -164,6 +164,18 @@ def test_a_job_that_was_cancelled_because_it_could_never_run_never_started() -> 
     )
 
 
+def test_a_job_that_is_about_to_end_tells_its_cause_already(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    job = replace(JOB, state=JobState.RUNNING, reason="COMPLETING", stdout=str(output))
+    assert cause_of(job, started=True) is None
+    output.write_text("slurmstepd: error: *** JOB 12 ON n1 CANCELLED AT 17:00 ***\n")
+    cause = cause_of(job, host="n1", started=True)
+    assert type(cause) is failure.JobCancelledError
+    assert cause.output == output.read_text().rstrip()
+    # One of its steps may say the same and the job go on.
+    assert cause_of(replace(job, reason=""), started=True) is None
+
+
 def test_who_cancelled_a_job_is_in_the_reason() -> None:
     job = replace(JOB, state=JobState.CANCELLED, reason="cancelled by admin")
     cause = cause_of(job, started=True)

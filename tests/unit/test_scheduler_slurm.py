@@ -81,6 +81,26 @@ def test_asking_about_nothing_asks_nobody(commands: Commands) -> None:
 
 
 @pytest.mark.parametrize(
+    ("shown", "state", "reason"),
+    [
+        ("None", JobState.RUNNING, "COMPLETING"),
+        ("TimeLimit", JobState.TIMEOUT, "TimeLimit"),
+        # It may be queued again.
+        ("NodeDown", JobState.RUNNING, "COMPLETING NodeDown"),
+    ],
+)
+def test_a_job_whose_processes_are_being_ended_says_so(
+    commands: Commands, shown: str, state: JobState, reason: str
+) -> None:
+    times = ["2026-11-22T17:00:00"] * 3
+    files = ["agent", "me", "/dev/null", "/dev/null"]
+    values = ["12", "12", "COMPLETING", "n1", *times, "0", *files, shown, "\n"]
+    commands.says("squeue", "\x1f".join(values))
+    info = Scheduler.job("12")
+    assert (info.state, info.reason, info.exit_code) == (state, reason, None)
+
+
+@pytest.mark.parametrize(
     "reason",
     [
         *("BadConstraints", "PartitionTimeLimit", "PartitionNodeLimit", "InvalidQOS"),
