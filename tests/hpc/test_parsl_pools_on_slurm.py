@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -211,6 +212,30 @@ def test_an_agent_of_a_lost_node_is_told_its_job(slurm: SlurmLab) -> None:
 def list_workers(executor: ParslExecutor) -> list[Any]:
     engine: Any = executor._pools.usual.engine
     return [m for m in engine.connected_managers() if m["tasks"]]
+
+
+def wait_in_job(started: str, end: str) -> str:
+    """Say in which job the task is, run until there is a file, and say it again."""
+    job = os.environ["SLURM_JOB_ID"]
+    with open(started, "w") as file:
+        file.write(job)
+    wait_for(end)
+    return job
+
+
+def test_the_job_of_an_agent_is_known_among_several_of_its_pool(
+    slurm: SlurmLab, tmp_path: Path
+) -> None:
+    end, started = str(tmp_path / "end"), [tmp_path / "a", tmp_path / "b"]
+    config = htex_config(provider={"max_blocks": 2})
+    with ParslExecutor(config) as executor:
+        futures = [executor.submit(wait_in_job, str(s), end) for s in started]
+        until(lambda: all(s.exists() and s.read_text() for s in started), "both")
+        jobs = [executor.job(future) for future in futures]
+        assert [job and job.state for job in jobs] == [JobState.RUNNING] * 2
+        assert [job and job.job_id for job in jobs] == [s.read_text() for s in started]
+        Path(end).touch()
+        assert len({future.result() for future in futures}) == 2
 
 
 # --- jobs that wait

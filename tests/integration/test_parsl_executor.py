@@ -87,6 +87,22 @@ def test_the_specification_reaches_the_worker_and_not_the_function(
     assert future.result() == "8"
 
 
+def test_a_task_that_fails_runs_once_whatever_the_config_says(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+
+    def fail() -> None:
+        with open(runs, "a") as file:
+            file.write("run\n")
+        raise ValueError("the first time")
+
+    with ParslExecutor(quick(retries=3)) as executor:
+        with pytest.raises(ValueError, match="the first time"):
+            executor.submit(fail).result()
+        # Whatever would run again has been queued before this.
+        assert executor.submit(abs, -1).result() == 1
+    assert runs.read_text() == "run\n"
+
+
 # --- losses
 
 

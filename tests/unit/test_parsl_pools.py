@@ -307,6 +307,16 @@ def test_a_pool_listens_on_a_port_of_its_own() -> None:
     assert "--port=400" in script(executor, nodes=2)
 
 
+def test_pools_share_ports_only_when_there_are_no_others() -> None:
+    def ports(pools: int) -> set[str]:
+        engine = htex(worker_port_range=(40020, 40024))
+        scripts = [script(one(engine), nodes=1 + n) for n in range(pools)]
+        return {re.findall(r"--port=(\d+) ", text)[0] for text in scripts}
+
+    assert len(ports(4)) == 4
+    assert len(ports(1)) == 1
+
+
 def test_runs_in_other_directories_have_jobs_of_other_names(tmp_path: Path) -> None:
     names = set()
     for run in ("a", "b"):

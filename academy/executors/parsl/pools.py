@@ -127,8 +127,11 @@ class Pool:
 
 def _choose_port(first: int, end: int) -> int:
     with _choosing:
-        for port in random.sample(range(first, end), end - first):
-            if port not in _chosen and _is_free(port):
+        ports = random.sample(range(first, end), end - first)
+        # Those of pools that have not started yet are free as well.
+        ports.sort(key=_chosen.__contains__)
+        for port in ports:
+            if _is_free(port):
                 _chosen.add(port)
                 return port
     raise OSError(f"No port is free for an interchange, of {first} to {end - 1}.")
