@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import exchange, imports, launch
+from benchmarks import exchange, executors, imports, launch
 from benchmarks.figures import Figure, table
 
 Measure = Callable[[Sequence[str]], dict[str, Any]]
@@ -30,6 +30,7 @@ PARTS: dict[str, tuple[Measure, Show]] = {
     "imports": (imports.main, imports.figures),
     "launch": (launch.main, launch.figures),
     "exchange": (exchange.main, exchange.figures),
+    "executors": (executors.main, executors.figures),
 }
 
 

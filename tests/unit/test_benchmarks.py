@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import exchange, imports, launch
+from benchmarks import exchange, executors, imports, launch
 from benchmarks.figures import Figure, table
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +49,19 @@ def test_exchange_compares_the_hosted_exchange_with_its_skeleton() -> None:
     assert all(ratio["round_trip"] > 0 for ratio in result["ratios"].values())
     names = {figure.name for figure in exchange.figures(result)}
     assert "http on SQLite / skeleton on SQLite: round trip" in names
+
+
+@pytest.mark.slow
+def test_executors_compares_an_agent_with_a_task_of_the_bare_engine() -> None:
+    small = ("--rounds", "1", "--engines", "local")
+    result = json.loads(run("benchmarks.executors", *small))
+    sample = result["engines"]["local"]
+    assert sample["agent_cold_s"] > sample["agent_warm_s"] > 0
+    assert sample["bare_cold_s"] > sample["bare_warm_s"] > 0
+    assert sample["warm_ratio"] > 0
+    assert result["looking"].keys() == {"validate_ms", "preview_ms"}
+    names = {figure.name for figure in executors.figures(result)}
+    assert {"HTEX, local, cold: ratio", "preview"} <= names
 
 
 def test_launch_times_and_weighs_agents_on_both_exchanges() -> None:
