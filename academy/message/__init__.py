@@ -191,7 +191,9 @@ def encode_body(message: Message) -> list[Part]:
     if message._data is not None:
         return [message._data]
     body = message.get_body()
-    name = (message.src.name or "").encode()[:255] if body.kind == "request" else b""
+    name = (message.src.name or "").encode() if body.kind == "request" else b""
+    if len(name) > 255:
+        name = name[:255].decode(errors="ignore").encode()
     label = message.label
     head = bytes((body.code, label is not None, len(name))) + name
     if label is not None:

@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import aiohttp
 import numpy as np
 import pytest
+from aiohttp import web
 
 from academy.agent import Agent, action as agent_action
 from academy.exception import (
@@ -24,7 +25,10 @@ from academy.exchange import (
     HttpExchangeFactory,
     UserExchangeClient,
 )
-from academy.exchange.cloud import spawn_http_exchange
+from academy.exchange.broker import Broker
+from academy.exchange.cloud import spawn_http_exchange, v1
+from academy.exchange.cloud.auth import OpenAuthority
+from academy.exchange.store.memory import MemoryStore
 from academy.handle import Handle
 from academy.identifier import AgentId
 from academy.manager import Manager
@@ -721,6 +725,63 @@ async def test_a_newer_protocol_takes_a_mailbox_over_and_keeps_it(
     assert "newer protocol" in text
     again = await old_agent.receive()
     assert decode(again["body"]["pargs"]) == (2,)
+
+
+async def test_an_owner_that_is_silent_for_long_leaves_its_messages_to_the_store() -> (
+    None
+):
+    broker = Broker(MemoryStore())
+    await broker.open()
+    app = web.Application()
+    v1.add_routes(app, broker, OpenAuthority(), grace=0.05)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with V1Client(url, entity("agent")) as client:
+        await client.register()
+        for number in range(3):
+            await client.send(action(client.me, client.me, "add", number))
+        await client.receive()
+        uid = UUID(client.me["uid"]).bytes
+        while broker.silence(uid) == 0.0:  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(0.01)
+        got = [m async for m in client.listen(timeout=0.2)]
+    await runner.cleanup()
+    await broker.close()
+
+    assert [decode(m["body"]["pargs"])[0] for m in got] == [1, 2]
+
+
+async def test_a_stop_ends_streams_and_waiting_requests_in_order(
+    tmp_path: Path,
+) -> None:
+    with ExchangeServer(tmp_path) as exchange:
+        token = exchange.authority.user_token("tester")
+        async with (
+            registered(exchange, token, "user") as old_user,
+            registered(exchange, token, "agent") as old_agent,
+        ):
+            stream = old_agent.listen()
+            await old_user.send(action(old_user.me, old_agent.me, "add", 1))
+            await anext(stream)
+            waiting = asyncio.create_task(
+                old_user.ask("GET", "/message", mailbox=old_user.mailbox)
+            )
+            reading = asyncio.ensure_future(anext(stream))
+            # So that both are there: what comes for the user is given back.
+            while not await _is_attached(old_agent, old_user):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            assert await asyncio.to_thread(exchange.stop) == 0
+            with pytest.raises(StopAsyncIteration):
+                await reading
+            status, _ = await waiting
+            assert status in (408, 503)
+
+
+async def _is_attached(asking: V1Client, other: V1Client) -> bool:
+    heartbeat = await asking.must("GET", "/mailbox/heartbeat", mailbox=other.mailbox)
+    return heartbeat["heartbeat"] == 0.0
 
 
 async def stop_and_start(exchange: ExchangeServer) -> None:

@@ -20,6 +20,7 @@ from academy.exception import (
     ExchangeError,
     ForbiddenError,
     MailboxTerminatedError,
+    ProtocolError,
     StorageError,
     UnauthorizedError,
 )
@@ -49,9 +50,22 @@ Handler = Callable[
 ]
 
 
-def add_routes(app: web.Application, broker: Broker, authority: Authority) -> None:
-    """Serve protocol v1 under `/` and under `/v1`."""
-    server = V1Server(broker, authority)
+def add_routes(
+    app: web.Application,
+    broker: Broker,
+    authority: Authority,
+    *,
+    grace: float = GRACE,
+) -> None:
+    """Serve protocol v1 under `/` and under `/v1`.
+
+    Args:
+        app: where to.
+        broker: keeps the mailboxes.
+        authority: knows who may do what.
+        grace: seconds without a request after which an owner counts as away.
+    """
+    server = V1Server(broker, authority, grace)
     for prefix in PREFIXES:
         for (method, path), handler in _ROUTES.items():
             app.router.add_route(method, prefix + path, server.answers(handler))
@@ -62,7 +76,8 @@ def add_routes(app: web.Application, broker: Broker, authority: Authority) -> No
 class V1Server:
     """Holds the mailboxes of v1 clients at one broker while these come and go."""
 
-    def __init__(self, broker: Broker, authority: Authority) -> None:
+    def __init__(self, broker: Broker, authority: Authority, grace: float) -> None:
+        self._grace = grace
         self._broker = broker
         self._authority = authority
         self._boxes: dict[bytes, V1Mailbox] = {}
@@ -77,12 +92,12 @@ class V1Server:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(GRACE / 4)
+            await asyncio.sleep(self._grace / 4)
             now = asyncio.get_running_loop().time()
             for uid, box in list(self._boxes.items()):
                 if box.error is not None and box.closing is None:
                     del self._boxes[uid]
-                elif not box.users and now - box.last_used > GRACE:
+                elif not box.users and now - box.last_used > self._grace:
                     await self._let_go(box)
 
     async def _let_go(self, box: V1Mailbox) -> None:
@@ -167,6 +182,8 @@ class V1Server:
         """POST /mailbox."""
         owner = v1_http.owner(parameters)
         classes = v1_http.parameter(parameters, "agent", str, "")
+        if not classes.isprintable():
+            raise ProtocolError(f"not the names of classes: {classes!r:.80}")
         record = MailboxRecord(
             owner.uid.bytes,
             owner.role == "agent",

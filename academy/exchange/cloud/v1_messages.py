@@ -60,6 +60,7 @@ def read_entity(content: Any) -> EntityId:
         if isinstance(content, str):
             content = json.loads(content)
         uid, name = content["uid"], content.get("name")
+        (name or "").encode()  # it is text, and such as can be stored
         if content["role"] == "agent":
             return AgentId(uid=uid, name=name)
         return UserId(uid=uid, name=name, role=content["role"])
@@ -167,8 +168,8 @@ def _write_body(body: Body) -> dict[str, Any]:
 
 def _read_action(body: dict[str, Any]) -> ActionRequest:
     strategy = SerializationStrategy(body["serialization"])
-    pargs = _plain(strategy, body["pargs"])
-    kargs = _plain(strategy, body["kargs"])
+    pargs = _plain(strategy, body["pargs"], list)
+    kargs = _plain(strategy, body["kargs"], dict)
     action = body["action"]
     if not 0 < len(action.encode()) < 256:
         raise ValueError(f"an action's name has 1 to 255 bytes, not {len(action)}")
@@ -230,8 +231,12 @@ def _optional(name: str | None) -> SerializationStrategy | None:
     return None if name is None else SerializationStrategy(name)
 
 
-def _plain(strategy: SerializationStrategy, text: str) -> bytes:
+def _plain(
+    strategy: SerializationStrategy, text: str, kind: type[Any] = object
+) -> bytes:
     if strategy is JSON:
+        if not isinstance(json.loads(text), kind):
+            raise ValueError(f"not a {kind.__name__}: {text[:80]}")
         return text.encode()
     return base64.b64decode(text, validate=True)
 
