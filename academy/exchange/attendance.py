@@ -109,6 +109,8 @@ class Attendance:
 
     def tell_all(self) -> None:
         """Hand what is new to those who watch."""
+        if not self._news:  # as in nearly every turn
+            return
         news, self._news = self._news, {}
         for session, changes in news.items():
             if session.open and changes:

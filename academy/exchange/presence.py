@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 from academy.scheduler.job import Place
@@ -78,6 +79,12 @@ def unpack_place(content: Any) -> Place | None:
     texts = (host, scheduler, job_id)
     if not all(isinstance(t, str) for t in texts) or not isinstance(pid, int):
         raise TypeError(f"{content!r} is no place")
+    return _place(host, pid, scheduler, job_id)
+
+
+@lru_cache(maxsize=1024)
+def _place(host: str, pid: int, scheduler: str, job_id: str) -> Place:
+    # The thousand agents of a process are all at the same one.
     return Place(host, pid, scheduler, job_id)
 
 
