@@ -744,7 +744,7 @@ async def test_an_owner_that_is_silent_for_long_leaves_its_messages_to_the_store
             await client.send(action(client.me, client.me, "add", number))
         await client.receive()
         uid = UUID(client.me["uid"]).bytes
-        while broker.silence(uid) == 0.0:  # noqa: ASYNC110  # nobody tells
+        while broker.silence(uid) == 0.0:
             await asyncio.sleep(0.01)
         got = [m async for m in client.listen(timeout=0.2)]
     await runner.cleanup()
@@ -769,8 +769,7 @@ async def test_a_stop_ends_streams_and_waiting_requests_in_order(
                 old_user.ask("GET", "/message", mailbox=old_user.mailbox)
             )
             reading = asyncio.ensure_future(anext(stream))
-            # So that both are there: what comes for the user is given back.
-            while not await _is_attached(old_agent, old_user):  # noqa: ASYNC110
+            while not await is_attached(old_agent, old_user):
                 await asyncio.sleep(0.01)
             assert await asyncio.to_thread(exchange.stop) == 0
             with pytest.raises(StopAsyncIteration):
@@ -779,9 +778,9 @@ async def test_a_stop_ends_streams_and_waiting_requests_in_order(
             assert status in (408, 503)
 
 
-async def _is_attached(asking: V1Client, other: V1Client) -> bool:
-    heartbeat = await asking.must("GET", "/mailbox/heartbeat", mailbox=other.mailbox)
-    return heartbeat["heartbeat"] == 0.0
+async def is_attached(asking: V1Client, other: V1Client) -> bool:
+    answer = await asking.must("GET", "/mailbox/heartbeat", mailbox=other.mailbox)
+    return bool(answer["heartbeat"] == 0.0)
 
 
 async def stop_and_start(exchange: ExchangeServer) -> None:
