@@ -7,6 +7,7 @@ errors travel as the text of a traceback, whose last line names the cause.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from academy.executors.globus_compute.limits import MAX_RESULT_BYTES
@@ -23,6 +24,9 @@ from academy.failure import (
 
 SHOWN_LINES = 15
 """How many of the last lines of a remote text an error shows."""
+
+SHOWN_CHARACTERS = 1000
+"""How much of an error's message is shown as the reason."""
 
 
 class EndpointRefusedError(NeverStartedError, ValueError):
@@ -73,18 +77,33 @@ _CAUSES: tuple[tuple[str, type[AgentLostError], str], ...] = (
 def cause_of(text: str) -> AgentLostError:
     """Return the error that an endpoint's text stands for."""
     # Parsl frames tracebacks with lines of dashes and pluses.
-    lines = [line for line in text.splitlines() if line.strip(" -+")]
-    last = lines[-1].strip() if lines else "it gives no reason"
+    lines = [line.rstrip() for line in text.splitlines() if line.strip(" -+")]
     host = re.search(r"\bon host (\S+)", text)
     where = host[1].rstrip(".,") if host else ""
-    output = "\n".join(lines[-SHOWN_LINES:]) if len(lines) > 1 else ""
-    if "Traceback (most recent call last)" in text:  # Of the endpoint's own code.
+    output = "" if _TRACEBACK in text else "\n".join(lines[-SHOWN_LINES:])
+    if len(lines) < 2:  # It is the reason already.
         output = ""
+    reason = _message(lines) or "the endpoint gives no reason"
     for pattern, error, advice in _CAUSES:
         if re.search(pattern, text):
-            reason = f"{last} {advice}".strip()
-            return error("", where, reason, output)
-    return JobFailedError("", where, last, output)
+            return error("", where, _sentences(reason, advice), output)
+    return JobFailedError("", where, reason, output)
+
+
+_TRACEBACK = "Traceback (most recent call last)"
+
+
+def _message(lines: Sequence[str]) -> str:
+    """Return what the last error in a text says, in one line."""
+    starts = [n for n, line in enumerate(lines) if re.match(r"[A-Za-z_][\w.]*:", line)]
+    last = starts[-1] if starts else len(lines) - 1
+    words = " ".join(" ".join(lines[last:]).split())
+    return words[:SHOWN_CHARACTERS]
+
+
+def _sentences(*parts: str) -> str:
+    said = [part.rstrip(". ") for part in parts if part]
+    return ". ".join(said) + ("." if len(said) > 1 else "")
 
 
 _ADVICE = {
@@ -114,10 +133,10 @@ def refusal(error: BaseException, endpoint_id: str) -> NeverStartedError:
         reason = f"the Globus Compute service was not reached: {_words(error)}"
         return NeverStartedError(reason=reason)
     said = f"{_reason(error)} (HTTP {status})"
-    if status in _ADVICE or status < 500:
+    if status < 500:
         advice = _ADVICE.get(status, "")
-        reason = f"endpoint {endpoint_id}: {said}. {advice}".strip()
-        return EndpointRefusedError(reason=reason)
+        said = _sentences(f"endpoint {endpoint_id}: {said}", advice)
+        return EndpointRefusedError(reason=said)
     reason = f"the Globus Compute service failed on endpoint {endpoint_id}: {said}"
     return NeverStartedError(reason=reason)
 
@@ -126,7 +145,8 @@ def _reason(error: Any) -> str:
     """Return the service's own words."""
     answer = getattr(error, "raw_json", None)
     reason = answer.get("reason") if isinstance(answer, dict) else None
-    return str(reason or getattr(error, "message", None) or error).strip().rstrip(".")
+    words = str(reason or getattr(error, "message", None) or error)
+    return " ".join(words.split()).rstrip(".")
 
 
 def _words(error: BaseException) -> str:

@@ -167,18 +167,22 @@ class GlobusComputeExecutor(AgentExecutor):
         with self._lock:
             self._check_open()
             for record in read_records(self._directory, self.endpoint_id):
-                ids = _to_take(record, wanted)
-                futures = {task_id: _adopted(task_id) for task_id in ids}
-                if futures:
-                    self._new_lane(_request_of(record)).adopt(record, futures)
-                    found |= futures
-        missing = sorted((wanted or set()) - found.keys())
-        if missing:
+                # Two that wait for results of one group would get a part of them each.
+                asked = wanted is None or wanted & record.tasks.keys()
+                if record.has_living_owner or not asked:
+                    continue
+                futures = {task_id: _adopted(task_id) for task_id in record.tasks}
+                self._new_lane(_request_of(record)).adopt(record, futures)
+                found |= futures
+        if wanted is None:
+            return found
+        if missing := sorted(wanted - found.keys()):
             raise ValueError(
-                f"In {self._directory} there is no record of the task {missing[0]} of "
-                f"{self._taker}: it has ended, or was submitted with another directory."
+                f"In {self._directory} there is no record of a task {missing[0]} of "
+                f"{self._taker} that nobody waits for: it has ended, or its client "
+                "has not, or it was submitted with another directory."
             )
-        return found
+        return {task_id: found[task_id] for task_id in wanted}
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         with self._lock:
@@ -201,15 +205,6 @@ def _uuid(endpoint_id: str | uuid.UUID) -> str:
             f"A Globus Compute endpoint has a UUID for an id, not {endpoint_id!r}; see "
             "`globus-compute-endpoint list` where it runs."
         ) from None
-
-
-def _to_take(record: GroupRecord, wanted: set[str] | None) -> list[str]:
-    if wanted is not None:
-        return [task_id for task_id in record.tasks if task_id in wanted]
-    # Two that wait for the results of one group would each get a part of them.
-    if record.owner is not None and record.owner.lives():
-        return []
-    return list(record.tasks)
 
 
 def _adopted(task_id: str) -> TaskFuture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -12,6 +13,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from academy.executors.globus_compute import task
 from academy.executors.globus_compute.causes import cause_of
@@ -41,12 +43,27 @@ CUT_OFF_GRACE = 5.0
 """Seconds that a lane which is cut off has to close its connections."""
 
 
+EXIT_GRACE = 60.0
+"""Seconds that a program which ends waits for the service to take its tasks."""
+
+_lanes: WeakSet[Lane] = WeakSet()
+
+
+@atexit.register
+def _hand_over() -> None:
+    """Let a program end when what it has submitted has been handed to the service."""
+    deadline = time.monotonic() + EXIT_GRACE
+    for lane in list(_lanes):
+        if not lane.hand_over(max(0.0, deadline - time.monotonic())):
+            logger.error("some tasks were not submitted in time: %s", lane.request)
+
+
 class Lane:
     """Submits what has gathered, and waits for its results, in one thread.
 
     The thread is there while there are tasks, and a little longer; so are the
     connection to the broker and the lane itself, which `ended` then lets go. It is a
-    daemon, as are its connections: a program that ends leaves its tasks to the service.
+    daemon, as is the watcher: a program that ends leaves its tasks to the service.
 
     Args:
         service: takes the tasks.
@@ -78,6 +95,7 @@ class Lane:
         self._client: Client | None = None
         self._results: Results | None = None
         self._thread: threading.Thread | None = None
+        _lanes.add(self)
 
     # --- for its executor
 
@@ -95,7 +113,9 @@ class Lane:
         with self._changed:
             self._group = record.task_group_id
             self._open.update(futures)
-            self._submitted.update({t: record.tasks[t] for t in futures})
+            self._submitted.update(record.tasks)
+        self._record(owned=True)
+        with self._changed:
             self._run()
 
     def close(self, *, cut_off: bool) -> None:
@@ -119,6 +139,13 @@ class Lane:
         """Wait until it has ended; if cut off, not for the answer to a request."""
         if self._thread is not None:
             self._thread.join(CUT_OFF_GRACE if self._cut_off else None)
+
+    def hand_over(self, timeout: float) -> bool:
+        """Wait until the service has all tasks, and they are on record."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self._over or not (self._queue or self._in_flight), timeout
+            )
 
     def _run(self) -> None:
         if self._thread is None:
@@ -189,9 +216,11 @@ class Lane:
             )
         except Exception as error:
             logger.warning("%d tasks were not submitted: %s", len(batch), error)
-            self._in_flight = []
             for one in batch:
                 _settle(one.future, error=error)
+            with self._changed:
+                self._in_flight = []
+                self._changed.notify_all()
             return
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with self._changed:
@@ -200,8 +229,10 @@ class Lane:
                 one.future.task_id = task_id
                 self._open[task_id] = one.future
                 self._submitted[task_id] = now
-            self._in_flight = []
         self._record(owned=True)
+        with self._changed:
+            self._in_flight = []
+            self._changed.notify_all()
         self._connected().watch(accepted.task_ids)
 
     def _connected(self) -> Results:

@@ -69,6 +69,11 @@ class GroupRecord:
     tasks: Mapping[str, str] = field(default_factory=dict)
     owner: Owner | None = None
 
+    @property
+    def has_living_owner(self) -> bool:
+        """Whether a process of this host still waits for these tasks."""
+        return self.owner is not None and self.owner.lives()
+
     def write(self, directory: Path) -> None:
         """Replace the record on disk; without tasks, there is none."""
         path = directory / f"{self.task_group_id}.json"

@@ -102,11 +102,12 @@ def read_request(
     resources = ResourceSpec.parse(asked, taker, defaults.resources).given()
     priority = resources.pop("priority", None)
     config = {**defaults.user_endpoint_config, **resources, **native[CONFIG]}
-    specification = _mpi(config) if config.get("mpi") else {}
+    specification = {**defaults.resource_specification}
+    if config.get("mpi"):
+        specification |= _mpi(config)
     if priority is not None:
         specification["priority"] = priority
-    specification |= {**defaults.resource_specification, **native[SPECIFICATION]}
-    return Request(config, specification)
+    return Request(config, specification | native[SPECIFICATION])
 
 
 def _native(name: str, value: Any, taker: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 The SDK's result watcher brings them, in a thread of its own. When the broker has been
 away for a while, the watcher gives up, with an error on each future, although the tasks
 go on. Then the service is asked what has become of them, and a new watcher waits for
-the rest. All that we use of the SDK beyond its documentation is in this module.
+the rest.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,10 +19,9 @@ if TYPE_CHECKING:
     from globus_compute_sdk import Client
     from globus_compute_sdk.sdk.asynchronous.compute_future import ComputeFuture
 
-logger = logging.getLogger(__name__)
+    from academy.executors.globus_compute.watcher import Watcher
 
-POLL_PERIOD = 0.1
-"""Seconds between two looks of a watcher at what has arrived."""
+logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE = 30.0
 """Seconds between two attempts to reach the service, which begin at one."""
@@ -55,10 +53,10 @@ class Results:
         wake: Callable[[], None],
     ) -> None:
         self._client = client
-        self._group = uuid.UUID(task_group_id)
+        self._group = task_group_id
         self._deliver = deliver
         self._wake = wake
-        self._watcher: Any = None
+        self._watcher: Watcher | None = None
         self._lock = threading.Lock()
         self._open: set[str] = set()
         # Of these, nobody knows whether their results have come already.
@@ -96,12 +94,12 @@ class Results:
 
     def _ask(self, task_ids: list[str], *, keep: bool) -> None:
         """Ask the service for results; keep waiting for those that are not there."""
-        from globus_compute_sdk import Executor
+        from academy.executors.globus_compute.watcher import pending
 
         self._checked = time.monotonic()
         futures = self._new_futures(task_ids)
         try:
-            pending = Executor._load_tasks_status(dict(futures), client=self._client)
+            unfinished = pending(dict(futures), self._client)
         except Exception as error:
             logger.warning("no news of %d tasks: %r", len(task_ids), error)
             self._ask_not_before = time.monotonic() + self._pause
@@ -111,7 +109,7 @@ class Results:
         if keep:
             with self._lock:
                 self._unknown.difference_update(task_ids)
-            waiting = {f.task_id for f in pending}
+            waiting = {f.task_id for f in unfinished}
             self._watch({t: f for t, f in futures.items() if t in waiting})
             # Should the broker be away still, it is not asked in a tight loop.
             self._ask_not_before = time.monotonic() + 1.0
@@ -129,16 +127,15 @@ class Results:
         if not futures:
             return
         if self._watcher is None or not self._watcher.is_alive():
-            self._watcher = _start_watcher(self._client, self._group)
-        try:
-            self._watcher.watch_for_task_results(self, list(futures.values()))
-        except self._watcher.ShuttingDownError:
+            from academy.executors.globus_compute.watcher import Watcher
+
+            self._watcher = Watcher(self._group, self._client)
+            self._watcher.start()
+        if not self._watcher.follow(list(futures.values())):
             with self._lock:
                 self._unknown.update(futures)
 
     def _arrived(self, task_id: str, future: ComputeFuture) -> None:
-        if future.cancelled():  # By the watcher, which was told to end.
-            return
         error = future.exception()
         lost = error is not None and not _is_of_task(error)
         with self._lock:
@@ -159,29 +156,9 @@ class Results:
         """Give up the watcher, and tasks that have not ended."""
         with self._lock:
             self._open.clear()
-        if self._watcher is not None and self._watcher.is_alive():
-            # A watcher ends when it has no futures. Nobody waits for those which it
-            # cancels: they are not those of our callers.
-            self._watcher.shutdown(wait=False, cancel_futures=True)
-            self._watcher.join(5.0)
-        self._watcher = None
-
-
-def _start_watcher(client: Client, task_group_id: uuid.UUID) -> Any:
-    from globus_compute_sdk.sdk import executor as sdk
-
-    # One attempt to connect: it sleeps up to ten seconds between two, and we do not.
-    watcher = sdk._ResultWatcher(
-        task_group_id,
-        client,
-        poll_period_s=POLL_PERIOD,
-        connect_attempt_limit=1,
-    )
-    # Neither the thread nor the SDK's exit handler is to keep a program from ending.
-    watcher.daemon = True
-    sdk._RESULT_WATCHERS.pop(task_group_id, None)
-    watcher.start()
-    return watcher
+        if self._watcher is not None:
+            self._watcher.end(timeout=5.0)
+            self._watcher = None
 
 
 def _is_of_task(error: BaseException) -> bool:

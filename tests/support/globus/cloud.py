@@ -59,8 +59,8 @@ class Cloud:
         url: where it listens.
         client_broker_url: where clients are told to fetch their results; that of the
             broker unless a test puts something between.
-        submissions: bodies of all submissions that were accepted, without the tasks'
-            contents.
+        submissions: bodies of all submissions, with the number of tasks of each
+            function in place of the tasks.
         refusals: answers for the next submissions, which are used up.
     """
 
@@ -212,6 +212,8 @@ class Cloud:
     # --- submission
 
     def _submit(self, body: dict[str, Any], endpoint: str) -> Any:
+        counts = {function: len(tasks) for function, tasks in body["tasks"].items()}
+        self.submissions.append({**body, "tasks": counts})
         if self.refusals:
             raise self.refusals.pop(0)
         if endpoint not in self._endpoints:
@@ -228,8 +230,6 @@ class Cloud:
                 self._add_task(group, function, payload, user_endpoint, body)
                 for payload in payloads
             ]
-        counts = {function: len(tasks) for function, tasks in accepted.items()}
-        self.submissions.append({**body, "tasks": counts})
         return {
             "request_id": str(uuid.uuid4()),
             "task_group_id": group,
@@ -347,6 +347,9 @@ class Cloud:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+
+    def handle_error(self, *_: Any) -> None:
+        """Nothing: a client that is killed does not wait for its answer."""
 
 
 class _Handler(BaseHTTPRequestHandler):

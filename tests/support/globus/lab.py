@@ -8,20 +8,19 @@ import os
 import pwd
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import psutil
+from globus_compute_sdk import Client
+from globus_compute_sdk.sdk.client import _ComputeWebClient
+from globus_sdk import AccessTokenAuthorizer
 
 from tests.support.globus import rabbitmq
 from tests.support.globus.broker import Broker
 from tests.support.globus.cloud import Cloud
 from tests.support.slurm.daemons import Cleaner, Daemons, refusal
-from tests.support.slurm.polling import until
-
-if TYPE_CHECKING:
-    from globus_compute_sdk import Client
 
 ROOT = Path(__file__).parents[3]
 VENV = ROOT / ".venv" / "globus-endpoint"
@@ -35,7 +34,13 @@ import os
 import globus_compute_sdk.sdk.client as client
 client.get_web_service_url = lambda envname=None: os.environ["TEST_COMPUTE_URL"]
 from globus_compute_endpoint.endpoint.config import CoreEndpointConfig
-config = CoreEndpointConfig(email="ada@example.org", heartbeat_period=5, debug=True)
+config = CoreEndpointConfig(
+    email="ada@example.org",
+    heartbeat_period=5,
+    # A user endpoint that is told to end is not started again.
+    mu_child_ep_grace_period_s=0,
+    debug=True,
+)
 """
 
 
@@ -138,19 +143,25 @@ class ComputeLab:
         """Return a client of the SDK that talks to this service."""
         return client(self.cloud.url)
 
-    def user_endpoints(self) -> list[psutil.Process]:
-        """Return the processes of user endpoints, and what these have started."""
-        init = self._daemons.main_process("endpoint")
-        [_, *others] = init.children(recursive=True)  # The endpoint was the first.
-        return [one for one in others if one.status() != psutil.STATUS_ZOMBIE]
+    def user_endpoints(self) -> set[psutil.Process]:
+        """Return the processes of user endpoints."""
+        endpoint = min(self._init().children(), key=psutil.Process.create_time)
+        return set(endpoint.children())
 
-    def stop_user_endpoints(self) -> None:
-        """End user endpoints as their owner would, and wait until they are gone."""
-        init = self._daemons.main_process("endpoint")
-        endpoint = init.children()[0]
-        for process in endpoint.children():
+    def stop(self, user_endpoints: Collection[psutil.Process]) -> None:
+        """End user endpoints as their owner would, and all that they have started."""
+        # What they start is in their session, also when it has left them.
+        sessions = {process.pid for process in user_endpoints}
+        started = [one for one in self._init().children(True) if _in(sessions, one)]
+        for process in user_endpoints:
             process.terminate()
-        until(lambda: not self.user_endpoints(), "user endpoints to end")
+        _, left = psutil.wait_procs(started, timeout=10)
+        for process in left:
+            process.kill()
+        psutil.wait_procs(left, timeout=10)
+
+    def _init(self) -> psutil.Process:
+        return self._daemons.main_process("endpoint")
 
     def last_words(self) -> dict[str, str]:
         """Return the ends of all logs."""
@@ -158,12 +169,14 @@ class ComputeLab:
         return {str(log): log.read_text(errors="replace")[-4000:] for log in logs}
 
 
+def _in(sessions: Collection[int], process: psutil.Process) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        return os.getsid(process.pid) in sessions
+    return False
+
+
 def client(url: str) -> Client:
     """Return a client of the SDK for a service elsewhere than at Globus."""
-    from globus_compute_sdk import Client
-    from globus_compute_sdk.sdk.client import _ComputeWebClient
-    from globus_sdk import AccessTokenAuthorizer
-
     authorizer = AccessTokenAuthorizer("token")
     made = Client(authorizer=authorizer, do_version_check=False)
     made._compute_web_client = _ComputeWebClient(base_url=url, authorizer=authorizer)
