@@ -216,8 +216,9 @@ class ParslExecutor(AgentExecutor):
             self._release()
 
     def job(self, future: Future[Any]) -> JobInfo | None:
-        engine = future.engine if isinstance(future, TaskFuture) else None
-        return None if engine is None else asked(engine, future.answer)  # type: ignore[attr-defined]
+        if not isinstance(future, TaskFuture) or future.engine is None:
+            return None
+        return asked(future.engine, future.answer)
 
     def cancel(self, future: Future[Any]) -> bool:
         with self._lock:

@@ -182,6 +182,7 @@ class Run:
     def _drop(self, pools: Iterable[Pool], done: Callable[[], object]) -> None:
         for pool in pools:
             logged(partial(self._remove, pool))
+            pool.is_leaving = False
         done()
 
     def _look(self) -> None:
