@@ -61,7 +61,8 @@ def cancel(
     where = JobDirectory(directory)
     for job in jobs:
         record = cancel_job(where, job)
-        typer.echo(f"Cancelled {record.scheduler} job {record.known_job_id()}")
+        name = f"{record.scheduler} job {record.known_job_id()}"
+        typer.echo(f"{name} is over" if record.is_over else f"Cancelled {name}")
 
 
 def _described(task: ListedTask) -> dict[str, Any]:

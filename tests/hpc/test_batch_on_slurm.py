@@ -40,6 +40,7 @@ from tests.support.slurm import NetnsLab, SlurmLab, until
 pytestmark = pytest.mark.hpc
 
 SHORT = {"walltime": "00:05:00"}
+LATER = {"scheduler_options": "#SBATCH --begin=now+1hour"}
 
 
 @pytest.fixture
@@ -288,7 +289,7 @@ async def test_a_job_that_waits_is_taken_back_and_its_agent_never_runs(
     slurm: SlurmLab,
 ) -> None:
     executor = BatchExecutor("slurm", resources=SHORT)
-    future = executor.submit(os.getpid, scheduler_options="#SBATCH --hold")
+    future = executor.submit(os.getpid, **LATER)
     await asyncio.to_thread(until, lambda: running(slurm), "a job")
     assert future.cancel()
     assert future.cancelled()
@@ -316,7 +317,7 @@ async def test_shutdown_in_a_hurry_leaves_no_job(slurm: SlurmLab) -> None:
     futures = [executor.submit(time.sleep, 600)]
     until(futures[0].running, "the task to run")
     futures += [
-        executor.submit(time.sleep, 600, scheduler_options="#SBATCH --hold"),
+        executor.submit(time.sleep, 600, **LATER),
         executor.submit(time.sleep, 600),
     ]
     await asyncio.to_thread(executor.shutdown, cancel_futures=True)
@@ -457,7 +458,7 @@ async def test_a_job_is_cancelled_by_anybody_who_sees_it(
 ) -> None:
     executor = BatchExecutor("slurm", resources=SHORT)
     running_one = executor.submit(time.sleep, 600)
-    waiting = executor.submit(time.sleep, 600, scheduler_options="#SBATCH --hold")
+    waiting = executor.submit(time.sleep, 600, **LATER)
     await asyncio.to_thread(until, running_one.running, "the task to run")
     first, second = await asyncio.to_thread(until, two(executor), "both jobs")
     academy("cancel", first.id, second.job.job_id)

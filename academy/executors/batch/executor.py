@@ -82,7 +82,9 @@ class BatchExecutor(base.AgentExecutor):
         self._provider = find_provider(provider, label)
         self.scheduler = scheduler_of(self._provider)
         """Its name, as in `JobInfo.scheduler`."""
-        self.label = re.sub(r"[^A-Za-z0-9]", "-", label or "academy")
+        # What names of jobs may be in all schedulers.
+        self.label = re.sub(r"^[^A-Za-z]|[^A-Za-z0-9]", "-", label or "academy")
+        self.label = self.label.lstrip("-") or "academy"
         self._directory = JobDirectory(directory)
         self._worker = Worker(python or sys.executable, os.getcwd())
         self._share_job = share_job

@@ -12,15 +12,10 @@ from concurrent.futures import BrokenExecutor, Future
 from dataclasses import replace
 from typing import Any
 
-from academy.executors.batch.listing import with_outputs
+from academy.executors.batch.findings import Findings, hopeless
 from academy.executors.batch.records import JobRecord, Task
-from academy.failure import (
-    AgentLostError,
-    JobCancelledError,
-    JobFailedError,
-    NeverStartedError,
-    WorkerDiedError,
-)
+from academy.executors.batch.script import remove_environment
+from academy.failure import NeverStartedError
 from academy.home import write_private
 from academy.launch import AgentInterruptedError
 from academy.launch.task import (
@@ -32,9 +27,7 @@ from academy.launch.task import (
     remove_spec,
     withdraw_spec,
 )
-from academy.scheduler.cause import cause_of
 from academy.scheduler.job import JobInfo, JobState
-from academy.scheduler.output import tail_of
 
 logger = logging.getLogger("academy.executors.batch")
 
@@ -189,6 +182,7 @@ class LiveJob:
             return
         for task in self.record.tasks:
             remove_spec(task.directory)
+        remove_environment(self.record.directory)
         if self.info is not None and self.info.state.is_over:
             self.record = self.record.ended(self.info)
 
@@ -218,7 +212,7 @@ class LiveJob:
         try:
             names = set(os.listdir(task.directory))
         except FileNotFoundError:
-            self._end(future, Outcome(error=self._removed(task)))
+            self._end(future, Outcome(error=self._found(task).removed()))
             return True
         except OSError as error:  # a file system that hangs or is away
             logger.warning("%s cannot be read: %s", task.directory, error)
@@ -229,10 +223,10 @@ class LiveJob:
         if outcome is not None:
             return self._told(future, outcome)
         if STATUS in names:
-            self._end(future, Outcome(error=self._died(task)))
+            self._end(future, Outcome(error=self._found(task).died()))
             return True
         if self._is_over_for_sure():
-            self._end(future, Outcome(error=self._lost(task)))
+            self._end(future, Outcome(error=self._found(task).lost()))
             return True
         if time.monotonic() > self._give_up:
             self._end(future, Outcome(error=self._cut_off()))
@@ -256,7 +250,9 @@ class LiveJob:
             settled = self._is_over or self._is_requeued
             if not settled and now - since < LAST_WORDS:
                 return False
-            outcome = Outcome(error=self._interruption(future, outcome.error))
+            if self._is_over:
+                task = self.record.tasks[future.number]
+                outcome = Outcome(error=self._found(task).interruption(outcome.error))
         self._end(future, outcome)
         return True
 
@@ -296,62 +292,8 @@ class LiveJob:
 
     def hopeless(self) -> NeverStartedError | None:
         """Return why the job will never run, if that is so."""
-        if self.info is None or self.info.state is not JobState.PENDING:
-            return None
-        if self.has_begun:  # and was requeued; whoever has done that may release it
-            return None
-        cause = cause_of(self.info, started=False)
-        return cause if isinstance(cause, NeverStartedError) else None
+        # One that was requeued may be released by whoever has done that.
+        return None if self.info is None or self.has_begun else hopeless(self.info)
 
-    def _lost(self, task: Task, error: Exception | None = None) -> AgentLostError:
-        """Say why a task has no outcome though its job is over."""
-        info = self._described(task)
-        place = task.place()
-        host = str(place.get("host", ""))
-        if info.state.is_over:
-            cause = cause_of(info, host=host, started=bool(place), error=error)
-            if cause is not None:
-                return self._as_cancelled(cause)
-        reason = f"{info.scheduler} does not know its job any more"
-        return AgentLostError(info.job_id, host, reason, tail_of(info))
-
-    def _as_cancelled(self, cause: AgentLostError) -> AgentLostError:
-        """Name our own doing, which some schedulers do not tell from a failure."""
-        if not self.cancel_wanted or type(cause) is not JobFailedError:
-            return cause
-        return JobCancelledError(cause.job_id, cause.host, cause.reason, cause.output)
-
-    def _died(self, task: Task) -> AgentLostError:
-        """Say why a task has no outcome though its job, shared with others, goes on."""
-        try:
-            status = int((task.directory / STATUS).read_text())
-        except (OSError, ValueError):
-            status = 1
-        info = replace(
-            self._described(task), state=JobState.FAILED, exit_code=status, reason=""
-        )
-        place = task.place()
-        host = str(place.get("host", ""))
-        cause = cause_of(info, host=host, started=bool(place))
-        assert cause is not None  # as the job is over
-        if isinstance(cause, JobFailedError):
-            return WorkerDiedError(cause.job_id, host, cause.reason, cause.output)
-        return cause
-
-    def _interruption(self, future: BatchFuture, error: Exception) -> Exception:
-        """Say why an agent got a signal, if its scheduler knows."""
-        if not self._is_over or self.info is None:
-            return error
-        cause = self._lost(self.record.tasks[future.number], error)
-        if type(cause) in (AgentLostError, JobFailedError, WorkerDiedError):
-            return error
-        cause.__cause__ = error
-        return cause
-
-    def _removed(self, task: Task) -> AgentLostError:
-        job_id = self.record.known_job_id()
-        return JobFailedError(job_id, reason=f"{task.directory} was removed")
-
-    def _described(self, task: Task) -> JobInfo:
-        info = self.info or JobInfo(self.record.scheduler, self.record.known_job_id())
-        return with_outputs(info, self.record, task)
+    def _found(self, task: Task) -> Findings:
+        return Findings(self.record, task, self.info, self.cancel_wanted)

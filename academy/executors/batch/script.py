@@ -139,6 +139,8 @@ trap : TERM INT"""
 
 _WAIT = 'while [ -n "$(jobs -rp)" ]; do wait; done'
 
+_ENVIRONMENT = "environment"
+
 # A task of pbsdsh has hardly any environment. It counts nodes by lines of this file.
 # Whoever could submit the job has it on the PATH.
 # Source: https://github.com/openpbs/openpbs/blob/master/doc/man1/pbsdsh.1B
@@ -166,6 +168,11 @@ def together(
     if over_pbs:
         lines.append('rm -f "$job/environment"')
     return "\n".join(lines)
+
+
+def remove_environment(job: Path) -> None:
+    """Remove what a job that was killed could not, as variables may be secret."""
+    (job / _ENVIRONMENT).unlink(missing_ok=True)
 
 
 def _srun(spec: ResourceSpec, per_node: int) -> str:
@@ -196,7 +203,7 @@ def _on_node(slots: Slots, worker: Worker, directory: Path, number: int) -> str:
     command = worker.command(directory, *more)
     if node == 0:
         return command
-    environment = quote(str(directory.parent / "environment"))
+    environment = quote(str(directory.parent / _ENVIRONMENT))
     cwd = quote(worker.working_directory)
     there = quote(f". {environment}; cd {cwd}; exec {command}")
     return f"pbsdsh -n ${{nodes[{node}]}} -- /bin/bash -c {there}"

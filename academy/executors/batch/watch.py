@@ -41,17 +41,13 @@ class Watch:
     def __init__(self, ended: Callable[[LiveJob], None]) -> None:
         self._ended = ended
         self._changed = threading.Condition()
-        self._jobs: dict[LiveJob, Callable[[], None]] = {}
+        self._jobs: dict[LiveJob, Callable[[], None] | None] = {}
         self._thread: threading.Thread | None = None
         self._news = False
 
     def add(self, job: LiveJob) -> None:
         """Follow a job that its scheduler has."""
-        job_id = job.record.known_job_id()
-        unwatch: Callable[[], None] = lambda: None  # noqa: E731
-        if job_id:
-            told = functools.partial(self._told, job)
-            unwatch = monitor().watch(job.record.scheduler, job_id, told)
+        unwatch = self._ask_scheduler(job)
         with self._changed:
             self._jobs[job] = unwatch
             self._wake()
@@ -61,6 +57,13 @@ class Watch:
                     target=self._follow, name="academy-batch", daemon=True
                 )
                 self._thread.start()
+
+    def _ask_scheduler(self, job: LiveJob) -> Callable[[], None] | None:
+        job_id = job.record.known_job_id()
+        if not job_id:  # who submitted it was killed at that moment
+            return None
+        told = functools.partial(self._told, job)
+        return monitor().watch(job.record.scheduler, job_id, told)
 
     def wake(self) -> None:
         """Look at once."""
@@ -132,10 +135,13 @@ class Watch:
         if job.is_done and job.has_left(LINGER):
             with self._changed:
                 unwatch = self._jobs.pop(job)
-            unwatch()
+            if unwatch is not None:
+                unwatch()
             self._ended(job)
         elif job.is_done and news:
             _ask_about(job)
+        elif self._jobs[job] is None:
+            self._jobs[job] = self._ask_scheduler(job)
         return news
 
 
