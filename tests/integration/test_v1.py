@@ -815,3 +815,38 @@ async def test_a_restart_of_the_exchange_loses_no_message_of_v1_clients(
             assert got["header"]["tag"] == waiting["header"]["tag"]
             await old_agent.send(response(got, kind="success-response"))
             assert (await old_user.receive())["header"]["tag"] == got["header"]["tag"]
+
+
+# --- nonsense
+
+SENSELESS: list[Any] = [
+    *(None, True, 0, -1, 1e400, "", "x" * 300, "\ud800", "\n", [], {}, [[]]),
+    *("null", "[]", "7", '"text"', "{}", '{"uid": 7, "role": "agent"}'),
+    json.dumps({"uid": str(uuid4()), "role": "agent", "name": 7}),
+    json.dumps({"uid": str(uuid4()), "role": "agent", "name": "\ud800"}),
+    json.dumps({"header": [], "body": {}}),
+    json.dumps({"header": {}, "body": {"kind": []}}),
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize(("method", "path"), EVERY_ROUTE)
+async def test_nonsense_is_the_clients_fault(
+    old_user: V1Client, method: str, path: str
+) -> None:
+    right = {
+        "mailbox": old_user.mailbox,
+        "message": json.dumps(
+            message(old_user.me, old_user.me, {"kind": "ping-request"})
+        ),
+        "timeout": 0.01,
+        "agent": "lab.Adder",
+        "allow_subclasses": True,
+        "group_id": "lab",
+    }
+    for name in right:
+        for value in SENSELESS:
+            if (name, value) == ("timeout", None):
+                continue  # it may be left out
+            status, text = await old_user.ask(method, path, **{**right, name: value})
+            assert status in (200, 400, 403, 404, 408, 419), (name, value, text)
