@@ -177,8 +177,8 @@ async def test_an_agent_of_a_dead_node_comes_back_on_another(
 async def test_a_manager_closes_while_the_job_of_its_agent_is_queued(
     slurm: SlurmLab,
 ) -> None:
-    # Slurm accepts a job that its partition will never run.
-    executor = ParslExecutor(quick_config(HERE, walltime="30:00:00"))
+    later = "#SBATCH --begin=now+1hour"
+    executor = ParslExecutor(quick_config(HERE, scheduler_options=later))
     with spawn_http_exchange() as exchange:
         async with await Manager.from_exchange_factory(exchange, executor) as manager:
             await manager.launch(Traveller)
