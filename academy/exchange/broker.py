@@ -179,7 +179,8 @@ class Broker:
             if session.pops:
                 unread = set()  # nothing of it has been leased
             for number in unread.union(released):
-                if number in box.leased:
+                # What an earlier incarnation may have begun stays marked as such.
+                if number in box.leased and number not in box.repeated:
                     changes.leased.append(_lease_change(uid, number, 0))
             outgoing = self._outgoing
             self._outgoing = [item for item in outgoing if item[1].dest != uid]
@@ -276,7 +277,9 @@ class Broker:
                 if old is not session:
                     old.consumer.lost(uid, SupersededError(box.id))
             known = frozenset(held)
-            box.leased = await self._find(uid, known) if known else {}
+            box.leased, box.repeated = {}, set()
+            if known:
+                await self._find(box, known)
             box.cursor = 0
             box.session = session
             session.attached[uid] = box
@@ -495,7 +498,7 @@ class Broker:
             uid, number = box.record.uid, envelope.number
             if envelope.flags & RESPONSE:
                 self._settle(changes, box, number)
-            elif session.pops and number in box.leased:
+            elif session.pops and number in box.leased and number not in box.repeated:
                 changes.leased.append(_lease_change(uid, number, box.record.epoch))
         if session.behind and session.room_messages * 2 > self.limits.window_messages:
             self._hungry.add(session)
@@ -504,6 +507,8 @@ class Broker:
         note = box.leased.pop(number, None)
         if note is None:
             return False
+        if box.repeated:
+            box.repeated.discard(number)
         box.count -= 1
         box.bytes -= note >> 1
         changes.settled.append((box.record.uid, number))
@@ -590,7 +595,9 @@ class Broker:
             session.behind.add(box)
 
     def _lease(self, session: Session, box: Mailbox, envelope: Envelope) -> None:
-        if not session.pops:
+        if envelope.redelivered:
+            box.repeated.add(envelope.number)
+        elif not session.pops:
             envelope.lease = box.record.epoch
         box.cursor = envelope.number
         box.leased[envelope.number] = envelope.size << 1 | envelope.flags & RESPONSE
@@ -642,7 +649,7 @@ class Broker:
                 if envelope.number in box.leased:
                     continue
                 envelope.redelivered = 0 < envelope.lease < epoch
-                if envelope.lease != epoch and not session.pops:
+                if not envelope.lease and not session.pops:
                     changes.leased.append(envelope)
                 self._lease(session, box, envelope)
             if changes.leased:
@@ -655,18 +662,19 @@ class Broker:
                 session.behind.discard(box)
                 return
 
-    async def _find(self, uid: bytes, tags: frozenset[bytes]) -> dict[int, int]:
-        found: dict[int, int] = {}
+    async def _find(self, box: Mailbox, tags: frozenset[bytes]) -> None:
+        """Lease the requests of these tags, which the consumer holds already."""
         after = 0
-        while len(found) < len(tags):
-            page = await self._store.pending(uid, after, PAGE)
+        while len(box.leased) < len(tags):
+            page = await self._store.pending(box.record.uid, after, PAGE)
             if not page:
                 break
             after = page[-1].number
             for envelope in page:
                 if envelope.tag in tags and not envelope.flags & RESPONSE:
-                    found[envelope.number] = envelope.size << 1
-        return found
+                    box.leased[envelope.number] = envelope.size << 1
+                    if 0 < envelope.lease < box.record.epoch:
+                        box.repeated.add(envelope.number)
 
     async def _answer_all(self, changes: Changes, box: Mailbox) -> None:
         uid, after = box.record.uid, 0
@@ -679,7 +687,7 @@ class Broker:
         self._answer(changes, box, fresh)
         changes.cleared.append(uid)
         box.count = box.bytes = 0
-        box.leased = {}
+        box.leased, box.repeated = {}, set()
 
     def _answer(self, changes: Changes, box: Mailbox, page: list[Envelope]) -> None:
         for envelope in page:

@@ -59,8 +59,8 @@ class Mailbox:
 
     Invariant: `leased` names exactly the messages delivered to the attached
     incarnation and not settled (number -> size << 1 | is
-    response); `behind` is true when the
-    store has more.
+    response); `repeated` names those of them that an earlier incarnation has had;
+    `behind` is true when the store has more.
     """
 
     __slots__ = (
@@ -73,6 +73,7 @@ class Mailbox:
         "leased",
         "outgoing",
         "record",
+        "repeated",
         "seen",
         "session",
     )
@@ -84,6 +85,7 @@ class Mailbox:
         self.session: Session | None = None
         self.seen: float | None = None
         self.leased: dict[int, int] = {}
+        self.repeated: set[int] = set()
         self.cursor = 0
         self.behind = False
         self.incoming = self.outgoing = self.completed = 0

@@ -457,6 +457,37 @@ async def test_a_newer_incarnation_gets_what_the_older_left_marked_and_in_order(
     assert flagged(newer.inbox) == [b"0", b"2", b"3"]
 
 
+async def test_what_the_older_left_stays_marked_when_the_newer_gets_it_again(
+    broker: Broker, alice: Peer, bob: Peer
+) -> None:
+    alice.request(bob.uid, b"begun")
+    await broker.settle()
+    bob.disconnect()
+    newer = await Peer(broker, bob.uid).attach()
+    newer.inbox.clear()  # it was lost on its way
+
+    await newer.reconnect()
+
+    assert flagged(newer.inbox) == [b"begun"]
+
+
+@pytest.mark.parametrize("held", [True, False])
+async def test_what_the_older_left_stays_marked_when_the_newer_gives_it_back(
+    broker: Broker, alice: Peer, bob: Peer, held: bool
+) -> None:
+    tag = alice.request(bob.uid, b"begun")
+    await broker.settle()
+    bob.disconnect()
+    newer = await Peer(broker, bob.uid).attach()
+    await newer.reconnect([tag] if held else [])
+    number = newer.inbox[0].number
+    await broker.detach(newer.session, newer.uid, released=[number])
+
+    newest = await Peer(broker, bob.uid).attach()
+
+    assert flagged(newest.inbox) == [b"begun"]
+
+
 async def test_each_attachment_of_a_new_incarnation_has_a_larger_epoch(
     broker: Broker, store: BrittleStore, bob: Peer
 ) -> None:

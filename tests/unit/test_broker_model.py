@@ -224,7 +224,7 @@ class Client:
         key = (message.tag, message.response)
         before = world.leases.get(key, 0)
         claim(message.redelivered == (0 < before < self.epoch), "marked if it was out")
-        world.leases[key] = self.epoch
+        world.leases[key] = before or self.epoch
         if not self.deaf:
             self.wire.append(message)
 

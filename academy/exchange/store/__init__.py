@@ -25,7 +25,7 @@ class Envelope:
         size: bytes that count against limits.
         number: place in the exchange's order, given when the message is stored.
         answers: of a response, the number of the request that it settles.
-        lease: epoch of the incarnation it was delivered to; 0 before that.
+        lease: epoch of the first incarnation it was delivered to; 0 before that.
     """
 
     __slots__ = (
