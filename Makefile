@@ -5,6 +5,7 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 SLURM := slurmctld slurmd slurm-client munge iproute2 util-linux
+GLOBUS := rabbitmq-server
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 ARGS ?=
 
@@ -20,6 +21,8 @@ demo: $(VENV)/.demo ## Run the example campaign: agents that find the best clust
 
 test: $(VENV)/.dev ## Run the tests
 	@scripts/debian-packages "tests on a real Slurm (marked hpc)" $(SLURM) || true
+	@scripts/debian-packages "tests of Globus Compute" $(GLOBUS) || true
+	@scripts/globus-endpoint-venv $(BIN)/python >/dev/null || true
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.dev ## Check format, lint rules and the layers of imports
