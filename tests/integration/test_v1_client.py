@@ -214,6 +214,10 @@ async def test_a_watcher_learns_by_heartbeats_who_comes_and_goes(url: str) -> No
         await agent.close()
         await watcher.until(registration.agent_id, PresenceState.GONE)
         assert await user.status(registration.agent_id) is MailboxStatus.INACTIVE
+        again = await factory.connect(registration)
+        back = await watcher.until(registration.agent_id, PresenceState.ATTACHED)
+        assert back.epoch == 2
+        await again.close()
         await user.terminate(registration.agent_id)
         await watcher.until(registration.agent_id, PresenceState.TERMINATED)
 

@@ -6,7 +6,6 @@ Parameters travel in a JSON body on every method; an entity is JSON text inside 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
@@ -29,13 +28,11 @@ from academy.exchange.cloud import v1_http
 from academy.exchange.cloud.auth import Authority, Credentials
 from academy.exchange.cloud.v1_http import Parameters
 from academy.exchange.cloud.v1_mailbox import V1Mailbox
-from academy.exchange.cloud.v1_messages import read_message, write_message
+from academy.exchange.cloud.v1_messages import read_message
 from academy.exchange.mailbox_status import MailboxStatus
-from academy.exchange.store import Envelope, MailboxRecord
+from academy.exchange.store import MailboxRecord
 from academy.identifier import EntityId
 from academy.stats import AgentStats
-
-logger = logging.getLogger(__name__)
 
 PREFIXES = ("", "/v1")
 KEEP_ALIVE = 15.0
@@ -218,8 +215,9 @@ class V1Server:
         """GET /discover."""
         name = v1_http.parameter(parameters, "agent", str)
         subclasses = v1_http.parameter(parameters, "allow_subclasses", bool)
-        found = [_entity(r) for r in self._broker.discover(name, subclasses)]
-        return web.json_response({"agent_ids": ",".join(found)})
+        found = self._broker.discover(name, subclasses)
+        uids = ",".join(str(UUID(bytes=record.uid)) for record in found)
+        return web.json_response({"agent_ids": uids})
 
     async def touch(
         self, request: web.Request, by: Credentials, parameters: Parameters
@@ -288,7 +286,7 @@ class V1Server:
         async with self._box(owner, by) as box:
             reader = box.read()
             while (envelope := await reader.next(timeout)) is not None:
-                text = _text(box, envelope)
+                text = box.text(envelope)
                 if text is None:
                     continue
                 response = web.json_response({"message": text})
@@ -326,24 +324,10 @@ async def _stream(box: V1Mailbox, response: web.StreamResponse, timeout: float) 
         envelope = await reader.next(min(left, KEEP_ALIVE))
         if envelope is None:
             await response.write(b":\n\n")
-        elif (text := _text(box, envelope)) is not None:
+        elif (text := box.text(envelope)) is not None:
             await response.write(b"data: %b\n\n" % text.encode())
             box.received(envelope)
             ends = loop.time() + timeout
-
-
-def _text(box: V1Mailbox, envelope: Envelope) -> str | None:
-    """Write a delivery as v1 does; drop what is not a message."""
-    try:
-        return write_message(box.message(envelope))
-    except (ValueError, RecursionError) as error:
-        logger.error("dropped a malformed message of %s: %s", box.uid.hex(), error)
-        box.received(envelope)
-        return None
-
-
-def _entity(record: MailboxRecord) -> str:
-    return str(UUID(bytes=record.uid))
 
 
 _ROUTES: dict[tuple[str, str], Handler] = {

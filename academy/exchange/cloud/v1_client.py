@@ -52,6 +52,8 @@ LISTEN_TIMEOUT = 60.0
 """Seconds without a message after which a stream is to end, to be opened again."""
 SILENCE = 2 * LISTEN_TIMEOUT
 """Seconds without a byte after which the exchange counts as lost."""
+LONG_SILENCE = 10 * LISTEN_TIMEOUT
+"""The same where the exchange alone decides how long a stream may be silent."""
 REMEMBERED = 10_000
 """Latest messages that are known again when they come twice."""
 AT_ONCE = 16
@@ -159,7 +161,7 @@ class V1ExchangeTransport(NoPickleMixin):
         events = Events()
         async with self._requests.stream(
             "/mailbox/listen",
-            SILENCE if options else None,
+            SILENCE if options else LONG_SILENCE,
             about=me,
             mailbox=_text(me),
             **options,

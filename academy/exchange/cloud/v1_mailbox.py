@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 from collections import deque
 from collections.abc import Mapping
@@ -18,11 +19,14 @@ from uuid import UUID
 
 from academy.exception import AcademyError, StorageError
 from academy.exchange.broker import Broker
+from academy.exchange.cloud.v1_messages import write_message
 from academy.exchange.directory import address_flags
 from academy.exchange.presence import Presence
 from academy.exchange.store import FROM_AGENT, RESPONSE, TO_AGENT, Envelope
 from academy.identifier import entity_id
 from academy.message import Message, encode_body
+
+logger = logging.getLogger(__name__)
 
 REMEMBERED = 4096
 """Latest requests of an owner that are known again when they come twice."""
@@ -197,8 +201,16 @@ class V1Mailbox:
             self._queue.popleft()
             self._broker.acknowledge(self._session, 1)
 
-    def message(self, envelope: Envelope) -> Message:
-        """Make the message that a delivery carries."""
+    def text(self, envelope: Envelope) -> str | None:
+        """Write the oldest message as v1 does; None drops it, since it is malformed."""
+        try:
+            return write_message(self._message(envelope))
+        except (ValueError, RecursionError) as error:
+            logger.error("dropped a malformed message of %s: %s", self.uid.hex(), error)
+            self.received(envelope)
+            return None
+
+    def _message(self, envelope: Envelope) -> Message:
         flags = envelope.flags
         message = Message(
             entity_id(bool(flags & FROM_AGENT), envelope.src),

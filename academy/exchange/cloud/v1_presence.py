@@ -33,7 +33,7 @@ class V1Presence:
     """Asks about mailboxes again and again, and tells who watches what has changed.
 
     An owner is attached while its heartbeats come, and gone when enough of them are
-    missing; v1 knows neither incarnations nor places.
+    missing. v1 knows no places and no incarnations: who comes back counts as a new one.
     """
 
     def __init__(self, directory: Directory, config: ExchangeClientConfig) -> None:
@@ -41,6 +41,8 @@ class V1Presence:
         self._config = config
         self._watched: dict[bytes, tuple[EntityId, PresenceCallback]] = {}
         self._told: dict[bytes, Presence] = {}
+        self._states: dict[bytes, PresenceState] = {}
+        self._epochs: dict[bytes, int] = {}
         self._asking: asyncio.Task[None] | None = None
 
     async def watch(
@@ -75,29 +77,37 @@ class V1Presence:
     async def _ask(self, uids: Collection[EntityId]) -> None:
         turns = asyncio.Semaphore(AT_ONCE)
 
-        async def one(uid: EntityId) -> Presence | None:
+        async def one(uid: EntityId) -> PresenceState | None:
             async with turns:
                 try:
-                    return await self._now(uid)
+                    return await self._state_of(uid)
                 except (ExchangeError, TimeoutError):
                     return None  # next time
 
         found = await asyncio.gather(*map(one, uids))
         changes = {}
-        for uid, presence in zip(uids, found, strict=True):
+        for uid, state in zip(uids, found, strict=True):
             key = uid.uid.bytes
-            if key not in self._watched or presence is None:
+            if key not in self._watched or state is None:
                 continue
+            presence = self._presence(key, state)
             if self._told.get(key) != presence:
                 self._told[key] = changes[key] = presence
         dispatch(changes, self._watched)
 
-    async def _now(self, uid: EntityId) -> Presence:
+    def _presence(self, key: bytes, state: PresenceState) -> Presence:
+        comes = state is PresenceState.ATTACHED and self._states.get(key) is not state
+        self._states[key] = state
+        if comes or (state is PresenceState.GONE and key not in self._epochs):
+            self._epochs[key] = self._epochs.get(key, 0) + 1
+        return Presence(state, self._epochs.get(key, 0))
+
+    async def _state_of(self, uid: EntityId) -> PresenceState:
         status = await self._directory.status(uid)
         if status is not MailboxStatus.ACTIVE:
-            return Presence(PresenceState(status.value))
+            return PresenceState(status.value)
         silence = await self._directory.heartbeat_status(uid)
         if silence is None:
-            return Presence(PresenceState.REGISTERED)
+            return PresenceState.REGISTERED
         away = silence > self._config.stale_after
-        return Presence(PresenceState.GONE if away else PresenceState.ATTACHED, 1)
+        return PresenceState.GONE if away else PresenceState.ATTACHED

@@ -133,7 +133,7 @@ class V1Requests:
 
     @asynccontextmanager
     async def stream(
-        self, path: str, silence: float | None, *, about: EntityId, **parameters: Any
+        self, path: str, silence: float, *, about: EntityId, **parameters: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Open a stream, which is broken off after so many seconds of silence.
 
