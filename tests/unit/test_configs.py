@@ -156,6 +156,37 @@ def test_pbs_blocks_of_several_nodes_start_a_pool_on_each(tmp_path: Path) -> Non
     assert re.search(r"^# qsub .*-q gpuq.*-A proj", script, flags=re.MULTILINE)
 
 
+def test_inside_of_a_slurm_job_workers_are_on_all_its_nodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PBS_NODEFILE", raising=False)
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "3")
+    executor = ParslExecutor(PARSL / "in-job.py")
+    assert executor.max_workers == 24
+    script = executor.preview()
+    assert "srun --ntasks 3 -l --nodes=3 --ntasks-per-node=1" in script
+
+
+def test_inside_of_a_pbs_job_workers_are_on_all_its_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodefile = tmp_path / "nodes"
+    nodefile.write_text("n1\nn1\nn2\n")
+    monkeypatch.setenv("PBS_NODEFILE", str(nodefile))
+    executor = ParslExecutor(PARSL / "in-job.py")
+    assert executor.max_workers == 16
+    pool = 'pbsdsh -- /usr/bin/env "PATH=$PATH" process_worker_pool.py'
+    assert pool in executor.preview()
+
+
+def test_outside_of_a_job_they_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PBS_NODEFILE", "SLURM_JOB_NUM_NODES"):
+        monkeypatch.delenv(name, raising=False)
+    executor = ParslExecutor(PARSL / "in-job.py")
+    assert executor.max_workers == 8
+    assert "srun" not in executor.preview()
+
+
 # --- machines
 
 
