@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from academy.cli.app import app
 from academy.exchange import ExchangeFactory
 from academy.exchange.cloud import spawn_http_exchange
 from academy.executors.batch import BatchExecutor
@@ -478,11 +480,8 @@ def two(executor: BatchExecutor) -> Any:
 
 
 def academy(*arguments: str) -> str:
-    command = Path(sys.executable).with_name("academy")
-    done = subprocess.run(
-        [command, *arguments], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
     return done.stdout
 
 

@@ -223,17 +223,20 @@ class LiveJob:
         if outcome is not None:
             return self._told(future, outcome)
         if STATUS in names:
-            self._end(future, Outcome(error=self._found(task).died()))
-            return True
+            return self._give_up_on(future, self._found(task).died())
         if self._is_over_for_sure():
-            self._end(future, Outcome(error=self._found(task).lost()))
-            return True
+            return self._give_up_on(future, self._found(task).lost())
         if time.monotonic() > self._give_up:
-            self._end(future, Outcome(error=self._cut_off()))
-            return True
+            return self._give_up_on(future, self._cut_off())
         if SPEC not in names and not future.running():
             return self._begin(future)
         return False
+
+    def _give_up_on(self, future: BatchFuture, error: Exception) -> bool:
+        """End a task without an outcome, which is not to begin again if requeued."""
+        remove_spec(self.record.tasks[future.number].directory)
+        self._end(future, Outcome(error=error))
+        return True
 
     def _cut_off(self) -> BrokenExecutor:
         return BrokenExecutor(
