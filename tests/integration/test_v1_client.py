@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from http.server import HTTPServer, SimpleHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from academy.manager import Manager
 from academy.message import ActionRequest, Message
 from tests.support import v1_server
 from tests.support.agents import Adder
+from tests.support.server import ExchangeServer
 from tests.support.v1_peer import V1Client, action as v1_action, entity, result_of
 from tests.support.watcher import Watcher
 
@@ -260,3 +262,17 @@ async def test_an_exchange_that_stays_away_fails_calls() -> None:
     with pytest.raises(ExchangeConnectionError):
         await client.status(client.client_id)
     await client.close()
+
+
+async def test_calls_over_v1_survive_a_killed_exchange_of_ours(tmp_path: Path) -> None:
+    """Each is executed once, and answered."""
+    with ExchangeServer(tmp_path) as exchange:
+        factory = exchange.factory()
+        factory.url += "/v1"  # where there is no newer protocol
+        async with worker(factory) as handle:
+            calls = [asyncio.create_task(handle.number(n)) for n in range(150)]
+            await calls[50]
+            await exchange.restart()
+            assert await asyncio.gather(*calls) == list(range(150))
+            assert await handle.all_numbers() == list(range(150))
+        assert factory.speaks_v1
