@@ -81,15 +81,17 @@ def test_what_is_too_large_is_told_with_its_size_and_the_limit() -> None:
     assert caught.value.size > MAX_REQUEST_BYTES
 
 
-def test_requests_are_held_up_when_there_were_too_many() -> None:
-    pace = Pace(requests=5, window=0.2)
+def test_after_a_few_requests_at_once_others_keep_their_distance() -> None:
+    pace = Pace(burst=5, period=0.05)
     began = time.monotonic()
-    times = []
-    for _ in range(11):
+    for number in range(10):
         pace.wait()
-        times.append(time.monotonic() - began)
-    pairs = zip(times[:-5], times[5:], strict=True)
-    assert all(later - sooner >= 0.2 for sooner, later in pairs)
+        assert time.monotonic() - began >= (number - 4) * 0.05
+
+
+def test_no_window_has_more_requests_than_the_service_allows() -> None:
+    pace = Pace()
+    assert pace._burst + 10 / pace._period < 20
 
 
 # --- clients

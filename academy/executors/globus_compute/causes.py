@@ -65,6 +65,7 @@ _CAUSES: tuple[tuple[str, type[AgentLostError], str], ...] = (
     (r"ManagerLost", AgentLostError, ""),
     (r"WorkerLost", WorkerDiedError, ""),
     (r"BadStateException|bad state", JobFailedError, ""),
+    (r"service does not know the task", AgentLostError, ""),
     (r"User endpoint failed", NeverStartedError, ""),
     (
         r"Failed to set result or exception",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections import deque
 
 from academy.exception import AcademyError
 
@@ -61,26 +61,29 @@ def encoded_size(packed: bytes) -> int:
 
 
 class Pace:
-    """Lets so many requests through in any window of time, and holds others up.
+    """Lets some requests through at once, and further ones at a steady rate.
 
-    The service allows 20 requests in 10 seconds; a few are left for the SDK's own.
+    The service allows 20 requests in any 10 seconds, and the SDK has a few of its own.
     Source: https://globus-compute.readthedocs.io/en/latest/limits.html
 
     Args:
-        requests: how many pass without waiting.
-        window: seconds.
+        burst: how many pass at once, when there were none for long.
+        period: seconds in which one more may pass.
     """
 
-    def __init__(self, requests: int = 15, window: float = 10.0) -> None:
-        self._requests = requests
-        self._window = window
-        self._passed: deque[float] = deque()
+    def __init__(self, burst: int = 8, period: float = 1.0) -> None:
+        self._burst = burst
+        self._period = period
         self._lock = threading.Lock()
+        # When the last request had its turn, or will have it.
+        self._turn = -math.inf
 
     def wait(self) -> None:
         """Return when the next request may be made."""
-        with self._lock:  # Whoever comes while another waits, waits behind it.
-            if len(self._passed) == self._requests:
-                oldest = self._passed.popleft()
-                time.sleep(max(0.0, oldest + self._window - time.monotonic()))
-            self._passed.append(time.monotonic())
+        with self._lock:
+            now = time.monotonic()
+            earliest = now - self._burst * self._period
+            self._turn = max(self._turn, earliest) + self._period
+            pause = self._turn - now
+        if pause > 0:
+            time.sleep(pause)

@@ -110,6 +110,9 @@ class Results:
             with self._lock:
                 self._unknown.difference_update(task_ids)
             waiting = {f.task_id for f in unfinished}
+            for task_id, future in futures.items():
+                if task_id not in waiting and not future.done():
+                    future.set_exception(_unknown_to_the_service())
             self._watch({t: f for t, f in futures.items() if t in waiting})
             # Should the broker be away still, it is not asked in a tight loop.
             self._ask_not_before = time.monotonic() + 1.0
@@ -166,4 +169,11 @@ def _is_of_task(error: BaseException) -> bool:
     from globus_compute_sdk.errors import TaskExecutionFailed
 
     # A result that does not unpack is a bare Exception with a cause.
-    return isinstance(error, TaskExecutionFailed) or error.__cause__ is not None
+    does_not_unpack = type(error) is Exception and error.__cause__ is not None
+    return isinstance(error, TaskExecutionFailed) or does_not_unpack
+
+
+def _unknown_to_the_service() -> Exception:
+    from globus_compute_sdk.errors import TaskExecutionFailed
+
+    return TaskExecutionFailed("The service does not know the task any more")
