@@ -137,10 +137,18 @@ def test_batch_jobs_take_an_agent_each_or_all_of_them(
 # --- all of it in one job
 
 
-def check_in_job(printed: str, nodes: int) -> None:
-    assert f"7 atoms on {nodes} nodes: " in printed
+def fill_in(desk: Desk, script: str) -> None:
+    """Have two workers on each of the two nodes, and as many agents."""
+    in_job = desk.configs / "parsl" / "in-job.py"
+    desk.change(in_job, "WORKERS_PER_NODE = 8", "WORKERS_PER_NODE = 2")
+    host = '--host "$address"'
+    desk.change(desk.examples / script, host, f"{host} --temperatures 4")
+
+
+def check_in_job(printed: str) -> None:
+    assert "7 atoms on 2 nodes: " in printed
     energies = re.findall(r"E = +(-[\d.]+) ε", printed)
-    assert len(energies) == 5
+    assert len(energies) == 3
     assert float(energies[0]) < float(energies[-1]) < -8
 
 
@@ -148,24 +156,22 @@ def check_in_job(printed: str, nodes: int) -> None:
 def test_a_slurm_job_has_manager_exchange_and_workers_in_it(
     hosts: NetnsLab, desk: Desk
 ) -> None:
-    in_job = desk.configs / "parsl" / "in-job.py"
-    desk.change(in_job, "WORKERS_PER_NODE = 8", "WORKERS_PER_NODE = 3")
+    fill_in(desk, "sbatch_manager_in_job.sh")
     desk.run("sbatch", "sbatch_manager_in_job.sh")
     wait_for_empty_queue(hosts)
     [output] = desk.examples.glob("campaign-*.out")
-    check_in_job(output.read_text(), nodes=2)
+    check_in_job(output.read_text())
 
 
 @pytest.mark.slow
 def test_a_pbs_job_has_manager_exchange_and_workers_in_it(
     pbs: NetnsLab, desk: Desk
 ) -> None:
-    in_job = desk.configs / "parsl" / "in-job.py"
-    desk.change(in_job, "WORKERS_PER_NODE = 8", "WORKERS_PER_NODE = 3")
+    fill_in(desk, "qsub_manager_in_job.sh")
     output = desk.examples / "output"
     desk.run("qsub", "-o", output, "qsub_manager_in_job.sh")
     wait_for_empty_queue(pbs)
-    check_in_job(output.read_text(), nodes=2)
+    check_in_job(output.read_text())
 
 
 # --- a persistent agent without a manager
