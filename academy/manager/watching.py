@@ -182,7 +182,7 @@ class Run:
             if self._first_seen is None:
                 self._first_seen = datetime.now(UTC)
                 self._watching.queues.discard(self)
-                logger.info("%s runs at %s", self.agent_id, self.place)
+                logger.info("%s runs %s", self.agent_id, _words(self.place))
             self._rest()
         elif self._first_seen is not None and self._unwatch is None:
             logger.info("%s is %s", self.agent_id, state.value.lower())
@@ -295,6 +295,13 @@ class Run:
         if self._finding is not None:
             self._finding.cancel()
             self._finding = None
+
+
+def _words(place: Place | None) -> str:
+    if place is None:
+        return "somewhere"
+    job = f" in job {place.job_id}" if place.job_id else ""
+    return f"on {place.host}{job}, process {place.pid}"
 
 
 def _lives_here(place: Place) -> bool:
