@@ -9,11 +9,13 @@ import pickle
 import threading
 from collections.abc import Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future
+from datetime import datetime
 from typing import Any
 
 from academy.executors import base
 from academy.executors.event_loop.hosts import HostGroup, Hosting
 from academy.launch import AgentSpec, run_agent
+from academy.scheduler.job import JobInfo
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +80,17 @@ class EventLoopExecutor(base.AgentExecutor):
             base.preview(self.inner, submit_kwargs).rstrip("\n")
             + f"\nUp to {self.agents_per_worker} agents run in each worker.\n"
         )
+
+    def ask_scheduler(self, **submit_kwargs: Any) -> datetime | None:
+        if not isinstance(self.inner, base.AgentExecutor):
+            return None
+        return self.inner.ask_scheduler(**submit_kwargs)
+
+    def job(self, future: Future[Any]) -> JobInfo | None:
+        host = self._hosting.on_hosts.get(future)
+        if host is None or not isinstance(self.inner, base.AgentExecutor):
+            return None
+        return self.inner.job(host)
 
     def submit(self, fn: Any, /, *args: Any, **submit_kwargs: Any) -> Future[Any]:
         if fn is not run_agent or len(args) != 1 or not isinstance(args[0], bytes):

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from academy.exception import (
@@ -21,6 +21,7 @@ from academy.exception import (
 )
 from academy.executors.event_loop.host import EventLoopHost
 from academy.executors.futures import end_of, submit, withdraw
+from academy.failure import AgentLostError
 from academy.handle import Handle
 from academy.launch import AgentSpec, run_agent
 from academy.runtime import RuntimeConfig
@@ -38,11 +39,15 @@ LAST_WORDS = 5.0
 
 @dataclass(frozen=True)
 class Hosting:
-    """How agents are put on hosts (see `EventLoopExecutor`)."""
+    """How agents are put on hosts (see `EventLoopExecutor`).
+
+    `on_hosts` has, for the future of each agent that has a place, that of its host.
+    """
 
     inner: Executor
     agents_per_worker: int
     idle_timeout: float
+    on_hosts: dict[Future[Any], Future[Any]] = field(default_factory=dict)
 
 
 class HostGroup:
@@ -65,6 +70,7 @@ class HostGroup:
     async def run(self, future: Future[Any], packed: bytes) -> Exception | None:
         """Run an agent on a host; return what it failed of."""
         host = await self._place()
+        self._hosting.on_hosts[future] = host.future
         try:
             await host.started()
             if not future.set_running_or_notify_cancel():
@@ -76,6 +82,7 @@ class HostGroup:
             await self._forget(host)
             raise
         finally:
+            del self._hosting.on_hosts[future]
             host.agents -= 1
             if not host.agents and host in self._hosts:
                 host.idle = asyncio.get_running_loop().call_later(
@@ -152,6 +159,7 @@ class Host:
         client: whose call starts it.
         idle: the timer that ends it when there are none.
         ended: done when its worker is; only after `submit`.
+        future: that of its worker; only after `submit`.
     """
 
     def __init__(
@@ -169,7 +177,7 @@ class Host:
         self._handle: Handle[Any] = Handle(
             registration.agent_id, exchange=client, ignore_context=True
         )
-        self._future: Future[Any]
+        self.future: Future[Any]
         self._ping: asyncio.Task[float] | None = None
 
     def submit(
@@ -182,15 +190,16 @@ class Host:
         spec = AgentSpec(
             EventLoopHost, factory, self._registration, config, args=(patience,)
         )
-        self._future = submit(
+        self.future = submit(
             self._hosting.inner, run_agent, spec.pack(), **submit_kwargs
         )
-        self.ended = end_of(self._future)
+        self.ended = end_of(self.future)
 
     async def started(self) -> None:
         """Wait until the host runs.
 
         Raises:
+            AgentLostError: it ended instead, and the inner executor knows of what.
             BrokenExecutor: it ended instead.
         """
         if self._ping is None:
@@ -201,6 +210,7 @@ class Host:
         """Run an agent; return what it failed of.
 
         Raises:
+            AgentLostError: the host was lost, and the inner executor knows of what.
             BrokenExecutor: the host was lost.
         """
         call = asyncio.ensure_future(self._handle.action(EventLoopHost.run, packed))
@@ -220,10 +230,14 @@ class Host:
                 await asyncio.wait((self.ended,), timeout=LAST_WORDS)
         raise self._lost()
 
-    def _lost(self) -> BrokenExecutor:
+    def _lost(self) -> AgentLostError | BrokenExecutor:
         cause = None
-        if self._future.done() and not self._future.cancelled():
-            cause = self._future.exception()
+        if self.future.done() and not self.future.cancelled():
+            cause = self.future.exception()
+        if isinstance(cause, AgentLostError):  # what its host is lost of, so is it
+            lost = type(cause)(*cause.args)
+            lost.__cause__ = cause
+            return lost
         reason = "it has ended" if cause is None else repr(cause)
         error = BrokenExecutor(
             f"The worker that hosted the agent in its event loop was lost: {reason}"
@@ -235,7 +249,7 @@ class Host:
         """Have the host end, wait until it has, and leave nothing of it."""
         if self.idle is not None:
             self.idle.cancel()
-        if not withdraw(self._hosting.inner, self._future) and not self.ended.done():
+        if not withdraw(self._hosting.inner, self.future) and not self.ended.done():
             with contextlib.suppress(ExchangeError):
                 await self._handle.shutdown()
         await self.ended
