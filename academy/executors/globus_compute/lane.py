@@ -221,6 +221,7 @@ class Lane:
             with self._changed:
                 self._in_flight = []
                 self._changed.notify_all()
+            self._leave_group()
             return
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with self._changed:
@@ -234,6 +235,14 @@ class Lane:
             self._in_flight = []
             self._changed.notify_all()
         self._connected().watch(accepted.task_ids)
+
+    def _leave_group(self) -> None:
+        """Begin anew if nothing is left: the group may be what was refused."""
+        if not self._open:
+            self._group = None
+            if self._results is not None:
+                self._results.close()
+                self._results = None
 
     def _connected(self) -> Results:
         assert self._group is not None
