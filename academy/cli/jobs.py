@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,7 +92,9 @@ def _table(tasks: list[ListedTask], now: datetime) -> Table:
         job = task.job
         started = job.started.astimezone() if job.started else None
         running = started is not None and not task.state.is_over
-        left = job.ends - now if job.ends and running else None
+        # A job that is being cancelled may have ended for its scheduler, which is
+        # still waiting for its processes.
+        left = max(job.ends - now, timedelta()) if job.ends and running else None
         table.add_row(
             task.id,
             task.agent_id[:8],

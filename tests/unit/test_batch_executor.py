@@ -18,8 +18,10 @@ import pytest
 from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 from typer.testing import CliRunner
 
+from academy.cli import jobs
 from academy.cli.app import app
-from academy.executors.batch import BatchExecutor
+from academy.executors.batch import BatchExecutor, ListedTask
+from academy.executors.batch.listing import list_tasks
 from academy.executors.batch.records import RECORD, JobDirectory, JobRecord, Task
 from academy.failure import AgentLostError, JobCancelledError, JobFailedError
 from academy.scheduler.job import JobInfo, JobState
@@ -268,6 +270,29 @@ def test_the_command_lists_and_cancels(executor: BatchExecutor) -> None:
     assert json.loads(academy("ps", "--json").stdout) == []
     [again] = json.loads(academy("ps", "--all", "--json").stdout)
     assert again["id"] == shown["id"]
+
+
+def test_a_job_that_ended_well_without_an_outcome_was_no_success(
+    tmp_path: Path,
+) -> None:
+    path = JobDirectory(tmp_path).new("job-1")
+    end = JobInfo("local", "1", JobState.COMPLETED, "the process has ended")
+    task = Task(path.name, path)
+    JobRecord(path.name, path, "local", "academy", (task,), "1", end=end).write()
+    [shown] = list_tasks(JobDirectory(tmp_path))
+    assert shown.state is JobState.FAILED
+
+
+def test_a_job_whose_time_is_over_has_none_left() -> None:
+    now = datetime.now(UTC)
+    job = JobInfo(
+        *("slurm", "1", JobState.RUNNING, "COMPLETING"),
+        started=now - timedelta(minutes=2),
+        ends=now - timedelta(seconds=2),
+    )
+    table = jobs._table([ListedTask("job-1", "", "", job, Path())], now)
+    left = next(column for column in table.columns if column.header == "LEFT")
+    assert list(left.cells) == ["0:00:00"]
 
 
 def test_the_command_says_what_it_does_not_find(tmp_path: Path) -> None:

@@ -131,6 +131,12 @@ def test_what_cannot_be_divided_is_refused() -> None:
         Slots(spec(nodes=2)).check("lsf", "it")
 
 
+def test_more_agents_than_a_script_could_start_are_refused() -> None:
+    Slots(spec(nodes=100, ranks_per_node=100)).check("slurm", "it")
+    with pytest.raises(ValueError, match=r"at most 10000 .* nodes=1000000000 times"):
+        Slots(spec(nodes=10**9)).check("slurm", "it")
+
+
 def test_one_of_several_slots_is_that_part_of_the_resources() -> None:
     asked = spec(
         nodes=4,

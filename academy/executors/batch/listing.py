@@ -88,7 +88,8 @@ def _listed(record: JobRecord, task: Task, info: JobInfo) -> ListedTask:
         state = JobState.COMPLETED if success else JobState.FAILED
         if not info.state.is_over or info.state is JobState.COMPLETED:
             info = replace(info, state=state)
-    elif task.has_ended:
+    elif task.has_ended or info.state is JobState.COMPLETED:
+        # Its script may end well without it, but an agent that does leaves its outcome.
         info = replace(info, state=JobState.FAILED)
     return ListedTask(task.id, task.name, task.uid, info, task.directory)
 

@@ -18,6 +18,9 @@ from academy.launch.task import SPEC
 MANY_NODES = ("slurm", "pbs", "torque")
 """Schedulers whose jobs can be shared over several nodes."""
 
+MOST_PLACES = 10_000
+"""Agents that one job can have: each is a line of its script and a process."""
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -64,6 +67,12 @@ class Slots:
         Raises:
             ValueError: Says what, and into how many parts.
         """
+        if self.count > MOST_PLACES:
+            raise ValueError(
+                f"{taker} has at most {MOST_PLACES} agents in one job, and "
+                f"nodes={self.nodes} times ranks_per_node={self.per_node} are more. "
+                "Put agents into one process, with an EventLoopExecutor."
+            )
         gpus = self.spec.gpus_per_node or 0
         if gpus % self.per_node:
             raise ValueError(
