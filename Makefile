@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 SLURM := slurmctld slurmd slurm-client munge iproute2 util-linux
 GLOBUS := rabbitmq-server
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+# Processes that run tests side by side; with 0, pytest itself runs them (for --pdb).
+WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -23,7 +25,7 @@ test: $(VENV)/.dev ## Run the tests
 	@scripts/debian-packages "tests on a real Slurm (marked hpc)" $(SLURM) || true
 	@scripts/debian-packages "tests of Globus Compute" $(GLOBUS) || true
 	@scripts/globus-endpoint-venv $(BIN)/python >/dev/null || true
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev ## Check format, lint rules and the layers of imports
 	$(BIN)/ruff format --check .
