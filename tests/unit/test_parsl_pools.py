@@ -224,6 +224,16 @@ def test_the_script_of_a_pool_asks_for_its_shape_and_the_usual_one_does_not() ->
     assert "--gpus-per-node" not in usual
 
 
+def test_workers_of_blocks_that_were_only_looked_at_do_not_count() -> None:
+    executor = one(htex(max_workers_per_node=8))
+    usual = executor.max_workers
+    assert usual == 8
+    executor.preview(walltime=10)
+    assert executor.max_workers == usual
+    executor.validate(walltime=10)
+    assert executor.max_workers == 2 * usual
+
+
 @pytest.mark.parametrize(
     ("given", "command"),
     [

@@ -155,7 +155,7 @@ class ParslExecutor(AgentExecutor):
     @property
     def max_workers(self) -> int | None:
         with self._lock:
-            workers = [pool.max_workers for pool in self._pools]
+            workers = [p.max_workers for p in self._pools if p.is_asked_for]
         known = [n for n in workers if n is not None]
         return sum(known) if len(known) == len(workers) else None
 
@@ -163,6 +163,7 @@ class ParslExecutor(AgentExecutor):
         with self._lock:
             pool, _ = self._read(submit_kwargs)
             self._pools.make_room(pool)
+            pool.is_asked_for = True
 
     def _read(self, submit_kwargs: Mapping[str, Any]) -> tuple[Pool, Request]:
         pool, request = self._pools.read(submit_kwargs)
@@ -200,6 +201,7 @@ class ParslExecutor(AgentExecutor):
             leaving = self._pools.make_room(pool)
             if leaving is not None:
                 self._kernel.drop(leaving)
+            pool.is_asked_for = True
             pool.add_task()
             future = self._kernel.submit(
                 self.label, pool, packed, request.specification

@@ -49,6 +49,8 @@ class Pool:
         pending: how many futures of its tasks are not done.
         idle_since: when `pending` became 0, by the monotonic clock.
         is_leaving: whether its executor is about to be ended.
+        is_asked_for: whether it was there from the beginning, or a launch has asked
+            for it, rather than a preview.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Pool:
         self.pending = 0
         self.idle_since = 0.0
         self.is_leaving = False
+        self.is_asked_for = block is None
         self._changes: Mapping[str, Any] = {}
         # Without a strategy, Parsl starts the initial blocks, and no others ever.
         self._waits = config.strategy not in (None, "none")
