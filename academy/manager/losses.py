@@ -92,7 +92,8 @@ async def _investigate(
 ) -> tuple[JobInfo | None, AgentLostError | None]:
     host = "" if place is None else place.host
     while True:
-        job = await job_of(place, executor, future, max_age=_PAUSE)
+        # What was known a moment ago, when the agent ran or waited, is no answer.
+        job = await job_of(place, executor, future, max_age=0)
         if job is None or not job.job_id:
             return job, None
         cause = await in_thread(

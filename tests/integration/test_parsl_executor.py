@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -158,12 +159,20 @@ def test_an_interchange_that_does_not_start_fails_the_task(tmp_path: Path) -> No
 # --- what is left: conftest.py looks for processes, threads and sockets as well
 
 
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A directory with a name so short that sockets may be in it."""
+    with tempfile.TemporaryDirectory(prefix="academy-") as directory:
+        yield Path(directory)
+
+
 def test_a_run_keeps_to_its_directory_and_leaves_this_process_as_it_was(
-    tmp_path: Path, academy_home: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    temporary: Path,
+    academy_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
     threads, environment = set(threading.enumerate()), dict(os.environ)
     with ParslExecutor.local(1) as executor:
@@ -172,7 +181,7 @@ def test_a_run_keeps_to_its_directory_and_leaves_this_process_as_it_was(
     assert set(threading.enumerate()) == threads
     assert dict(os.environ) == environment
     assert list(temporary.iterdir()) == []
-    assert {path.name for path in tmp_path.iterdir()} == {"tmp", academy_home.name}
+    assert {path.name for path in tmp_path.iterdir()} == {academy_home.name}
     (run,) = (academy_home / "parsl").iterdir()
     assert run.name.startswith("local-")
     assert run.stat().st_mode & 0o077 == 0

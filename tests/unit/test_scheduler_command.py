@@ -6,10 +6,12 @@ import os
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from academy.scheduler.command import SchedulerError, ask
 from tests.support.commands import Commands
+from tests.support.slurm import until
 
 
 @pytest.fixture
@@ -38,8 +40,14 @@ def test_a_command_that_hangs_is_killed_with_what_it_has_started(
         ask("tool", timeout=0.5)
     assert time.monotonic() - before < 60
     child = int((tmp_path / "pid").read_text())
-    stat = Path(f"/proc/{child}/stat")
-    assert not stat.exists() or stat.read_text().split()[2] == "Z"
+    until(lambda: not lives(child), "the end of the child, which has been killed")
+
+
+def lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_command_that_is_not_there_says_what_may_be_missing() -> None:
