@@ -211,7 +211,9 @@ async def test_mailboxes_and_messages_outlive_it(
         assert {type(body).__name__ for body in bodies} == {"AcademyErrorResponse"}
 
 
-def test_a_spawned_exchange_ends_when_its_parent_is_killed() -> None:
+def test_a_spawned_exchange_ends_and_tidies_up_when_its_parent_is_killed(
+    tmp_path: Path,
+) -> None:
     program = (
         "import sys\n"
         "from academy.exchange.cloud import spawn_http_exchange\n"
@@ -219,12 +221,18 @@ def test_a_spawned_exchange_ends_when_its_parent_is_killed() -> None:
         "    print(factory.url, flush=True)\n"
         "    sys.stdin.read()\n"
     )
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
     parent = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(temporary)},
     )
     assert parent.stdin is not None
     assert parent.stdout is not None
     assert parent.stdout.readline().startswith(b"http://127.0.0.1:")
+    assert list(temporary.iterdir())
     (child,) = psutil.Process(parent.pid).children()
     parent.kill()
     parent.wait()
@@ -232,6 +240,7 @@ def test_a_spawned_exchange_ends_when_its_parent_is_killed() -> None:
     parent.stdout.close()
 
     child.wait(30)
+    assert list(temporary.iterdir()) == []
 
 
 async def test_a_spawned_exchange_ends_with_its_block() -> None:

@@ -1,4 +1,4 @@
-"""What Slurm says where the laboratory cannot have it say so."""
+"""What Slurm says that a cluster of tests cannot be brought to say."""
 
 from __future__ import annotations
 

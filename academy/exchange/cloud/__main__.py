@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="stop when the process that has started this one is gone",
     )
+    parser.add_argument("--remove", metavar="FOLDER", help="do so when it has stopped")
     options = parser.parse_args(arguments)
     try:
         config = ExchangeServingConfig()
@@ -48,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError, StorageError) as error:
         print(f"The exchange cannot run: {error}", file=sys.stderr)
         return 1
+    finally:
+        if options.remove:
+            shutil.rmtree(options.remove, ignore_errors=True)
     return 0
 
 

@@ -57,7 +57,11 @@ def spawn_http_exchange(
         token = auth.user_token()
         command = [sys.executable, "-m", "academy.exchange.cloud"]
         process = subprocess.Popen(
-            [*command, "--config", str(config), "--until-parent-ends"],
+            # It tidies up by itself if we cannot: its key must not stay.
+            [
+                *(*command, "--config", str(config)),
+                *("--until-parent-ends", "--remove", folder),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,

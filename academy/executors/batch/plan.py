@@ -38,7 +38,8 @@ _PROVIDERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "slurm": (SlurmProvider, {"exclusive": False}),
     "pbs": (PBSProProvider, {}),
     "torque": (TorqueProvider, {}),
-    "lsf": (LSFProvider, {}),
+    # LSF reads #BSUB lines of its standard input, and of a file only if told so.
+    "lsf": (LSFProvider, {"bsub_redirection": True}),
     "grid_engine": (GridEngineProvider, {}),
     "local": (LocalProvider, {}),
 }
