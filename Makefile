@@ -4,7 +4,8 @@
 SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
-SLURM := slurmctld slurmd slurm-client munge iproute2 util-linux
+SLURM := slurmctld slurmd slurm-client munge iproute2 util-linux \
+	slurmdbd slurm-wlm-mysql-plugin mariadb-server-core
 GLOBUS := rabbitmq-server
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # Processes that run tests side by side; with 0, pytest itself runs them (for --pdb).

@@ -17,7 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from tests.support.slurm.configuration import PARTITIONS, SLURM_CONF
+from tests.support.slurm.configuration import (
+    HISTORY_IN_FILE,
+    PARTITIONS,
+    SLURM_CONF,
+)
 from tests.support.slurm.daemons import Cleaner, Daemons, refusal
 from tests.support.slurm.pbs import TASK_PROLOG
 from tests.support.slurm.polling import until
@@ -124,9 +128,10 @@ class SlurmLab:
             *(() if os.geteuid() == 0 else ("--force",)),
         )
         self._until((directory / "munge.sock").exists, "munged")
+        self._start_database()
         self.daemons.start("slurmctld", "slurmctld", "-D", "-i")
         # A slurmd that finds no slurmctld tries again a whole second later.
-        self._until(self._answers, "slurmctld")
+        self._until(lambda: self._answers(self.port), "slurmctld")
         for node in range(1, self.nodes + 1):
             self.start_node(node)
         self._until(self._all_idle, "all nodes to be idle")
@@ -234,6 +239,13 @@ class SlurmLab:
     def _link_prefix(self) -> str:
         return ""
 
+    def _history(self) -> str:
+        """Return the lines of slurm.conf that say where ended jobs are kept."""
+        return HISTORY_IN_FILE.format(directory=self.directory)
+
+    def _start_database(self) -> None:
+        """Start what slurmctld needs for that."""
+
     def _write_files(self) -> None:
         directory = self.directory
         directory.mkdir(0o755)
@@ -244,7 +256,7 @@ class SlurmLab:
         key.touch(0o600)
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        self.port = _unused_ports(1 + self.nodes)
+        self.port = unused_ports(1 + self.nodes)
         partitions = self.partitions.items()
         (directory / "slurm.conf").write_text(
             SLURM_CONF.format(
@@ -256,6 +268,7 @@ class SlurmLab:
                 task_prolog=shutil.copy(TASK_PROLOG, directory),
                 nodes="\n".join(map(self._node, range(1, self.nodes + 1))),
                 partitions="\n".join(f"PartitionName={n} {o}" for n, o in partitions),
+                history=self._history(),
                 extra=self.extra,
             )
         )
@@ -285,9 +298,9 @@ class SlurmLab:
             os.mknod(device, 0o666 | stat.S_IFCHR, like_null)
         return f"{self.directory}/dev/nvidia[0-{last}]"
 
-    def _answers(self) -> bool:
+    def _answers(self, port: int) -> bool:
         with contextlib.suppress(OSError):
-            socket.create_connection((self.address, self.port), timeout=1).close()
+            socket.create_connection((self.address, port), timeout=1).close()
             return True
         return False
 
@@ -303,7 +316,7 @@ class SlurmLab:
         until(checked, what)
 
 
-def _unused_ports(count: int) -> int:
+def unused_ports(count: int) -> int:
     """Return the first of a number of consecutive ports that nobody listens on.
 
     They are below those which are given to outgoing connections.

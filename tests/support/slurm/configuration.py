@@ -49,15 +49,18 @@ ReturnToService=2
 # Ended jobs can be asked about for this many seconds.
 MinJobAge=300
 JobRequeue=1
-# History without a database: `sacct -c` reads this file.
-JobCompType=jobcomp/filetxt
-JobCompLoc={directory}/jobcomp.log
-AccountingStorageType=accounting_storage/none
+{history}
 
 {nodes}
 {partitions}
 {extra}
 """
+
+# History without a database: `sacct -c` reads this file.
+HISTORY_IN_FILE = """\
+JobCompType=jobcomp/filetxt
+JobCompLoc={directory}/jobcomp.log
+AccountingStorageType=accounting_storage/none"""
 
 # Time limits in minutes. All nodes have the same hardware; gpu is one of them.
 PARTITIONS = {
