@@ -78,8 +78,11 @@ def test_a_job_that_runs_shows_where_since_when_and_until_when(tmp_path: Path) -
 def test_the_exit_code_of_a_job_is_that_of_its_script(
     tmp_path: Path, script: str, state: JobState, code: int
 ) -> None:
+    before = set(Path.home().iterdir())
     info = over(submit(tmp_path, script))
     assert (info.state, info.exit_code) == (state, code)
+    # Jobs of PBS begin at home, and one that crashes must not leave its memory there.
+    assert set(Path.home().glob("core*")) <= before
 
 
 def test_a_job_that_will_never_run_is_told_from_its_comment(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class SlurmLab:
 
     needs: Sequence[str] = (
         *("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel"),
-        *("scontrol", "sinfo", "srun", "unshare", "setpriv", "bash"),
+        *("scontrol", "sinfo", "srun", "unshare", "setpriv", "prlimit", "bash"),
     )
     # What nodes have for themselves, besides processes: options of `unshare`.
     namespaces: Sequence[str] = ()

@@ -18,6 +18,8 @@ _OWN_PROCESSES = ("--pid", "--fork", "--kill-child", "--mount-proc")
 _AS_THIS_USER = () if os.geteuid() == 0 else ("--user", "--map-current-user")
 # Ends its process together with the thread that started it.
 _NO_ORPHAN = ("setpriv", "--pdeathsig", "KILL")
+# What crashes in a test leaves its memory in no directory, least of all in a home.
+_NO_CORE = ("prlimit", "--core=0:0")
 
 
 def refusal(*unshare: str) -> str | None:
@@ -57,7 +59,7 @@ class Daemons:
         namespaces = (*_AS_THIS_USER, *_OWN_PROCESSES, *unshare)
         with (self._logs / f"{name}.out").open("ab") as log:
             self._running[name] = subprocess.Popen(
-                [*_NO_ORPHAN, "unshare", *namespaces, *command],
+                [*_NO_ORPHAN, *_NO_CORE, "unshare", *namespaces, *command],
                 env=self._env,
                 cwd=self._logs,
                 stdin=subprocess.DEVNULL,
