@@ -34,9 +34,7 @@ def ps(
     from academy.executors.batch.listing import list_tasks
     from academy.executors.batch.records import JobDirectory
 
-    tasks = list_tasks(JobDirectory(directory))
-    if not show_all:
-        tasks = [task for task in tasks if not task.state.is_over]
+    tasks = list_tasks(JobDirectory(directory), ended=show_all)
     if as_json:
         typer.echo(json.dumps([_described(task) for task in tasks], indent=1))
         return

@@ -18,6 +18,8 @@ from parsl.providers import CondorProvider, LocalProvider
 from parsl.providers.cluster_provider import ClusterProvider
 from parsl.providers.errors import SubmitException
 
+from academy.home import write_private
+
 
 @dataclass(frozen=True)
 class Script:
@@ -111,16 +113,8 @@ def _named(provider: Any, name: str, directory: str) -> Recorder:
 
 def _write(script: Script) -> None:
     """Write a script's file at once or not at all."""
-    directory = os.path.dirname(script.path)
-    os.makedirs(directory, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=directory)  # With mode 0600.
-    try:
-        with open(descriptor, "w") as file:
-            file.write(script.text)
-        os.replace(temporary, script.path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    os.makedirs(os.path.dirname(script.path), exist_ok=True)
+    write_private(script.path, script.text)
 
 
 # As LocalProvider does it, and with its files: "-" is the exit status of what runs.

@@ -136,11 +136,7 @@ class AgentSpec:
         except ModuleNotFoundError:
             raise
         except Exception as error:
-            error.add_note(
-                f"{self.registration.agent_id} was being unpacked on "
-                f"{socket.gethostname()}, with {sys.executable}. What it imports "
-                "must be installed there."
-            )
+            error.add_note(_unpacking(str(self.registration.agent_id)))
             raise
 
     def runtime(self) -> Runtime[Any]:
@@ -158,11 +154,15 @@ def missing_module(error: ModuleNotFoundError, what: str) -> MissingModuleError:
     at = place()
     missing = MissingModuleError(at.job_id, at.host, str(error))
     missing.name = error.name
-    missing.add_note(
-        f"{what} was being unpacked on {at.host}, with {sys.executable}. What it "
-        "imports must be installed there."
-    )
+    missing.add_note(_unpacking(what))
     return missing
+
+
+def _unpacking(what: str) -> str:
+    return (
+        f"{what} was being unpacked on {socket.gethostname()}, with "
+        f"{sys.executable}. What it imports must be installed there."
+    )
 
 
 def unreachable(error: ExchangeConnectionError) -> ExchangeUnreachableError:

@@ -52,15 +52,18 @@ class Outcome:
     error: Exception | None = None
 
 
-def write_spec(
-    directory: Path, fn: Callable[..., Any], arguments: tuple[Any, ...]
-) -> Path:
-    """Write what a job is to run into the directory of its task; return the file.
+def pack_spec(fn: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
+    """Encode what a job is to run.
 
     Raises:
         PicklingError: The function or an argument does not pickle.
     """
-    return write_private(directory / SPEC, dumps((fn, arguments)))
+    return dumps((fn, arguments))
+
+
+def write_spec(directory: Path, packed: bytes) -> Path:
+    """Write what a job is to run into the directory of its task; return the file."""
+    return write_private(directory / SPEC, packed)
 
 
 def withdraw_spec(directory: Path) -> bool:

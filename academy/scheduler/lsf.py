@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from academy.scheduler.base import Limits, Scheduler
+from academy.scheduler.base import Scheduler
 from academy.scheduler.command import ask
 from academy.scheduler.job import JobInfo, JobState
 from academy.scheduler.times import c_time
@@ -87,9 +87,6 @@ class LSF(Scheduler):
         said = [line for line in answer.stderr.splitlines() if not over.search(line)]
         if answer.status and said:
             raise answer.error()
-
-    def limits(self, queue: str | None = None) -> Limits | None:
-        return None
 
     def hopeless(self, reason: str) -> bool:
         return _HOPELESS.search(reason) is not None

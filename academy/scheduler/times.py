@@ -48,15 +48,6 @@ def c_time(text: str) -> datetime | None:
     return time.astimezone()
 
 
-def epoch(seconds: str) -> datetime | None:
-    """Read seconds since 1970; None if it is no number, or not after 1970."""
-    try:
-        since = float(seconds)
-    except ValueError:
-        return None
-    return datetime.fromtimestamp(since).astimezone() if since > 0 else None
-
-
 def seconds(duration: str) -> float | None:
     """Read [[D-]HH:]MM:SS, minutes if it is a number; None if there is no limit."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+(?::\d+){0,2})", duration.strip())

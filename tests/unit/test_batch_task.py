@@ -16,6 +16,7 @@ from academy.launch.task import (
     OUTCOME,
     SPEC,
     TAKEN,
+    pack_spec,
     read_outcome,
     remove_spec,
     run_task,
@@ -30,7 +31,7 @@ def names(directory: Path) -> set[str]:
 
 
 def test_a_function_runs_and_its_value_comes_back(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, pow, (2, 10))
+    spec = write_spec(tmp_path, pack_spec(pow, (2, 10)))
     assert stat.S_IMODE(spec.stat().st_mode) == 0o600
     assert run_task(spec) == 0
     outcome = read_outcome(tmp_path)
@@ -43,7 +44,7 @@ def test_a_function_runs_and_its_value_comes_back(tmp_path: Path) -> None:
 def test_an_error_comes_back_with_its_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_task(write_spec(tmp_path, int, ("seven",))) == 1
+    assert run_task(write_spec(tmp_path, pack_spec(int, ("seven",)))) == 1
     outcome = read_outcome(tmp_path)
     assert outcome is not None
     assert isinstance(outcome.error, ValueError)
@@ -57,14 +58,14 @@ def test_sys_exit_does_not_end_who_reads_the_outcome(tmp_path: Path) -> None:
     def leave() -> None:
         raise SystemExit(3)
 
-    assert run_task(write_spec(tmp_path, leave, ())) == 1
+    assert run_task(write_spec(tmp_path, pack_spec(leave, ()))) == 1
     outcome = read_outcome(tmp_path)
     assert outcome is not None
     assert isinstance(outcome.error, AgentInterruptedError)
 
 
 def test_a_value_that_does_not_pickle_is_an_error_that_says_so(tmp_path: Path) -> None:
-    assert run_task(write_spec(tmp_path, threading.Lock, ())) == 0
+    assert run_task(write_spec(tmp_path, pack_spec(threading.Lock, ()))) == 0
     outcome = read_outcome(tmp_path)
     assert outcome is not None
     assert "pickle" in str(outcome.error)
@@ -86,7 +87,7 @@ def test_an_outcome_that_cannot_be_read_is_an_error_that_names_it(
 def test_what_was_withdrawn_does_not_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = write_spec(tmp_path, pow, (2, 10))
+    spec = write_spec(tmp_path, pack_spec(pow, (2, 10)))
     assert withdraw_spec(tmp_path)
     assert not withdraw_spec(tmp_path)
     assert run_task(spec) == 2
@@ -98,7 +99,7 @@ def test_what_has_begun_cannot_be_withdrawn(tmp_path: Path) -> None:
     def withdraw() -> bool:
         return withdraw_spec(tmp_path)
 
-    run_task(write_spec(tmp_path, withdraw, ()))
+    run_task(write_spec(tmp_path, pack_spec(withdraw, ())))
     outcome = read_outcome(tmp_path)
     assert outcome is not None
     assert outcome.value is False
@@ -113,7 +114,7 @@ def test_of_a_job_and_who_takes_it_back_exactly_one_is_first(tmp_path: Path) -> 
         for number in range(50):
             directory = tmp_path / str(number)
             directory.mkdir()
-            spec = write_spec(directory, pow, (2, 2))
+            spec = write_spec(directory, pack_spec(pow, (2, 2)))
             first = threading.Barrier(2)
             withdrawn = other.submit(race, directory, first)
             first.wait()
@@ -122,14 +123,14 @@ def test_of_a_job_and_who_takes_it_back_exactly_one_is_first(tmp_path: Path) -> 
 
 
 def test_a_requeued_job_begins_again_unless_it_has_ended(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, os.getpid, ())
+    spec = write_spec(tmp_path, pack_spec(os.getpid, ()))
     os.rename(spec, tmp_path / TAKEN)  # as a run before it did, whose node has died
     assert run_task(spec) == 0
     assert run_task(spec) == 2
 
 
 def test_nothing_secret_is_left(tmp_path: Path) -> None:
-    write_spec(tmp_path, pow, (2, 10))
+    write_spec(tmp_path, pack_spec(pow, (2, 10)))
     (tmp_path / TAKEN).write_bytes(b"")
     remove_spec(tmp_path)
     remove_spec(tmp_path)

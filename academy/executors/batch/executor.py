@@ -28,10 +28,10 @@ from academy.executors.limits import check_limits
 from academy.executors.providers import scheduler_of
 from academy.executors.resources import ResourceSpec
 from academy.launch import AgentSpec, run_agent
+from academy.launch.task import pack_spec
 from academy.scheduler.base import get_scheduler
 from academy.scheduler.job import JobInfo
 from academy.scheduler.monitor import monitor
-from academy.serialize import dumps
 
 if TYPE_CHECKING:
     from parsl.providers.base import ExecutionProvider
@@ -178,7 +178,7 @@ class BatchExecutor(base.AgentExecutor):
     def _submit(
         self, plan: Plan, fn: Any, arguments: Sequence[tuple[Any, ...]]
     ) -> list[Future[Any]]:
-        specs = [dumps((fn, args)) for args in arguments]
+        specs = [pack_spec(fn, args) for args in arguments]
         with self._lock:
             if self._closed:
                 raise RuntimeError(f"Cannot submit: {self!r} has been shut down.")
@@ -291,7 +291,7 @@ class BatchExecutor(base.AgentExecutor):
             RuntimeError: The executor has been shut down.
         """
         if ids is None:
-            ids = [task.id for task in self.jobs() if not task.state.is_over]
+            ids = [task.id for task in list_tasks(self._directory, ended=False)]
         found: dict[str, Future[Any]] = {}
         with self._lock:
             if self._closed:
@@ -309,7 +309,7 @@ class BatchExecutor(base.AgentExecutor):
             record = self._directory.find(job_id)
             if record is None or task_id not in {task.id for task in record.tasks}:
                 raise ValueError(f"There is no task {task_id!r} in {self.directory}.")
-            job = live[job_id] = LiveJob(record, is_submitted=True)
+            job = live[job_id] = LiveJob(record, is_written=True)
             self._live.add(job)
             for future in job.futures:
                 future.add_done_callback(self._done)

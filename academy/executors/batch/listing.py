@@ -11,7 +11,6 @@ from academy.launch.task import remove_spec, was_success, withdraw_spec
 from academy.scheduler.base import get_scheduler
 from academy.scheduler.command import SchedulerError
 from academy.scheduler.job import JobInfo, JobState
-from academy.scheduler.monitor import monitor
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,15 @@ def with_outputs(info: JobInfo, record: JobRecord, task: Task) -> JobInfo:
     )
 
 
-def list_tasks(directory: JobDirectory) -> list[ListedTask]:
-    """Return all tasks of a directory, the latest last; asks each scheduler once."""
-    records = directory.records()
+def list_tasks(directory: JobDirectory, *, ended: bool = True) -> list[ListedTask]:
+    """Return the tasks of a directory, the latest last; asks each scheduler once.
+
+    Args:
+        directory: where they are.
+        ended: whether to return those that are over as well.
+    """
+    # The files of a job that is known to be over need not be read to leave it out.
+    records = [r for r in directory.records() if ended or r.end is None]
     ids: dict[str, list[str]] = {}
     for record in records:
         if record.end is None and (job_id := record.known_job_id()):
@@ -67,7 +72,7 @@ def list_tasks(directory: JobDirectory) -> list[ListedTask]:
             for task in record.tasks:
                 remove_spec(task.directory)
         listed += [_listed(record, task, info) for task in record.tasks]
-    return listed
+    return [task for task in listed if ended or not task.state.is_over]
 
 
 def _ask(scheduler: str, ids: list[str]) -> dict[str, JobInfo]:
@@ -110,5 +115,4 @@ def cancel_job(directory: JobDirectory, job: str) -> JobRecord:
         withdraw_spec(task.directory)
     if job_id := record.known_job_id():
         get_scheduler(record.scheduler).cancel([job_id])
-        monitor().look_now(record.scheduler, job_id)
     return record

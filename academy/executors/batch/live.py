@@ -16,7 +16,6 @@ from academy.executors.batch.findings import Findings, hopeless
 from academy.executors.batch.records import JobRecord, Task
 from academy.executors.batch.script import remove_environment
 from academy.failure import NeverStartedError
-from academy.home import write_private
 from academy.launch import AgentInterruptedError
 from academy.launch.task import (
     OUTCOME,
@@ -26,6 +25,7 @@ from academy.launch.task import (
     read_outcome,
     remove_spec,
     withdraw_spec,
+    write_spec,
 )
 from academy.scheduler.job import JobInfo, JobState
 
@@ -68,15 +68,13 @@ class LiveJob:
         record: what is written down of it.
         futures: of its tasks, in their order.
         info: what its scheduler said last.
-        is_submitted: whether its scheduler has it, or has refused it.
     """
 
-    def __init__(self, record: JobRecord, is_submitted: bool = False) -> None:
+    def __init__(self, record: JobRecord, is_written: bool = False) -> None:
         self.record = record
         self.futures = [BatchFuture(self, n) for n in range(len(record.tasks))]
         self.info: JobInfo | None = None
-        self.is_submitted = is_submitted
-        self.is_written = is_submitted
+        self.is_written = is_written
         self.cancel_wanted = False
         self._lock = threading.Lock()
         self._withdrawn: set[int] = set()
@@ -127,7 +125,7 @@ class LiveJob:
             self.record.write()
             for task, spec in zip(self.record.tasks, specs, strict=True):
                 task.directory.mkdir(mode=0o700, exist_ok=True)
-                write_private(task.directory / SPEC, spec)
+                write_spec(task.directory, spec)
             self.is_written = True
             for number in self._withdrawn:
                 withdraw_spec(self.record.tasks[number].directory)
@@ -173,7 +171,6 @@ class LiveJob:
         """Take note of the scheduler's id."""
         self.record = replace(self.record, job_id=job_id)
         self.record.write()
-        self.is_submitted = True
 
     def finish(self) -> None:
         """Leave nothing secret behind, and of a job that never ran nothing at all."""

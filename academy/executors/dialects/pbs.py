@@ -8,6 +8,12 @@ from typing import Any
 from academy.executors.dialects.base import Dialect, Table
 from academy.executors.units import megabytes
 
+_PBS_ATTRIBUTES = {
+    "nodes": "nodes_per_block",
+    "walltime": "walltime",
+    "queue": "queue",
+    "account": "account",
+}
 _PBS_SAYS = {
     "walltime": r"-l.*\bwalltime=",
     "queue": r"-q",
@@ -24,12 +30,7 @@ class PBSPro(Dialect):
         title="PBS",
         provider="PBSProProvider",
         directive="#PBS",
-        attributes={
-            "nodes": "nodes_per_block",
-            "walltime": "walltime",
-            "queue": "queue",
-            "account": "account",
-        },
+        attributes=_PBS_ATTRIBUTES,
         lines={"priority": "-p {}"},
         absent={"qos": "PBS has queues instead, so say queue"},
         says={
@@ -126,12 +127,7 @@ class Torque(Dialect):
         title="Torque",
         provider="TorqueProvider",
         directive="#PBS",
-        attributes={
-            "nodes": "nodes_per_block",
-            "walltime": "walltime",
-            "queue": "queue",
-            "account": "account",
-        },
+        attributes=_PBS_ATTRIBUTES,
         lines={
             "qos": "-l qos={}",
             "reservation": "-l advres={}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from academy.executors.globus_compute.task import run_task
@@ -27,7 +28,7 @@ class Request:
     user_endpoint_config: Mapping[str, Any]
     resource_specification: Mapping[str, Any]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Equal for requests that may share a submission."""
         return json.dumps(self.as_json(), sort_keys=True)

@@ -173,20 +173,23 @@ def job_name(engine: Any, block: str) -> str:
 
 def job_script(engine: Any, block: str) -> Script:
     """Return what is submitted for a block."""
-    command = engine._get_launch_command(block)
-    directory = os.path.join(engine.run_dir, "submit_scripts")
-    return script_of(engine.provider, command, 1, job_name(engine, block), directory)
+    return script_of(*_submission(engine, block))
 
 
 def _launch_block(engine: Any, block: str) -> str:
     """Submit the job of a block, in place of Parsl's method, and return its id."""
-    command = engine._get_launch_command(block)
-    directory = os.path.join(engine.run_dir, "submit_scripts")
-    name = job_name(engine, block)
+    submission = _submission(engine, block)
     with engine.launching:
         if engine.bad_state_is_set:
             raise ScalingFailed(engine, "it is being ended")
-        return submit_script(engine.provider, command, 1, name, directory)
+        return submit_script(*submission)
+
+
+def _submission(engine: Any, block: str) -> tuple[Any, str, int, str, str]:
+    """Return what `script_of` and `submit_script` take for a block."""
+    command = engine._get_launch_command(block)
+    directory = os.path.join(engine.run_dir, "submit_scripts")
+    return engine.provider, command, 1, job_name(engine, block), directory
 
 
 # --- copies

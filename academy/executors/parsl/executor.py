@@ -31,7 +31,8 @@ from academy.executors.parsl.kernel import Kernel
 from academy.executors.parsl.losses import asked
 from academy.executors.parsl.pools import Pool, Pools
 from academy.executors.parsl.preview import plan_block, preview
-from academy.executors.parsl.shapes import Request, taker_of
+from academy.executors.parsl.shapes import Request
+from academy.executors.parsl.tasks import taker_of
 from academy.executors.providers import scheduler_of
 from academy.home import get_academy_home
 from academy.scheduler.base import get_scheduler

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import logging
 import re
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future
@@ -28,8 +27,6 @@ from academy.scheduler.cause import cause_of
 from academy.scheduler.job import JobInfo, JobState
 from academy.scheduler.monitor import monitor
 from academy.scheduler.output import tail_of
-
-logger = logging.getLogger(__name__)
 
 # What Parsl writes for a block that could not be submitted.
 _NOT_SUBMITTED = re.compile(r"Failed to start block \d+: (.*)", re.DOTALL)

@@ -25,8 +25,8 @@ from academy.executors.parsl.shapes import (
     describe,
     pool_label,
     read_request,
-    taker_of,
 )
+from academy.executors.parsl.tasks import taker_of
 from academy.executors.resources import ResourceSpec
 
 # As Parsl has it.

@@ -16,7 +16,7 @@ from parsl.providers import LocalProvider, SlurmProvider
 
 from academy.executors.parsl.engine import NotKeptError, arguments_of
 from academy.executors.parsl.pinning import share_gpus
-from academy.executors.parsl.tasks import NATIVE, task_specification
+from academy.executors.parsl.tasks import NATIVE, taker_of, task_specification
 from academy.executors.providers import with_resources
 from academy.executors.resources import ResourceSpec
 
@@ -42,11 +42,6 @@ class Request:
 
     specification: dict[str, Any] = field(default_factory=dict)
     block: ResourceSpec | None = None
-
-
-def taker_of(engine: Any) -> str:
-    """Return what to call a Parsl executor in an error."""
-    return f"Parsl executor {engine.label!r} ({type(engine).__name__})"
 
 
 def has_pools(engine: Any) -> bool:

@@ -96,6 +96,11 @@ _BLOCK_HINT = (
 )
 
 
+def taker_of(executor: Any) -> str:
+    """Return what to call a Parsl executor in an error."""
+    return f"Parsl executor {executor.label!r} ({type(executor).__name__})"
+
+
 def task_specification(
     executor: Any, submit_kwargs: Mapping[str, Any], nodes: int | None = None
 ) -> dict[str, Any]:
@@ -111,7 +116,7 @@ def task_specification(
         ValueError: Says which key or value is wrong, and what would be right.
     """
     kind = _kind(executor)
-    taker = f"Parsl executor {executor.label!r} ({type(executor).__name__})"
+    taker = taker_of(executor)
     specification = _merge(submit_kwargs, taker)
     if kind is None:
         # An executor from elsewhere. It knows what it takes, and we do not.
