@@ -25,10 +25,11 @@ from academy.exchange import (
     HttpExchangeFactory,
     UserExchangeClient,
 )
-from academy.exchange.broker import Broker
-from academy.exchange.cloud import spawn_http_exchange, v1
-from academy.exchange.cloud.auth import OpenAuthority
-from academy.exchange.store.memory import MemoryStore
+from academy.exchange.cloud import spawn_http_exchange, v1_routes
+from academy.exchange.cloud.auth import DEFAULT_NAMESPACE, OpenAuthority
+from academy.exchange.cloud.config import BackendConfig
+from academy.exchange.cloud.namespaces import Namespaces
+from academy.exchange.mailbox import Limits
 from academy.handle import Handle
 from academy.identifier import AgentId
 from academy.manager import Manager
@@ -730,10 +731,10 @@ async def test_a_newer_protocol_takes_a_mailbox_over_and_keeps_it(
 async def test_an_owner_that_is_silent_for_long_leaves_its_messages_to_the_store() -> (
     None
 ):
-    broker = Broker(MemoryStore())
-    await broker.open()
+    namespaces = Namespaces(BackendConfig(kind="memory"), Limits())
+    broker = await namespaces.broker(DEFAULT_NAMESPACE)
     app = web.Application()
-    v1.add_routes(app, broker, OpenAuthority(), grace=0.05)
+    v1_routes.add_routes(app, namespaces, OpenAuthority(), grace=0.05)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -748,7 +749,7 @@ async def test_an_owner_that_is_silent_for_long_leaves_its_messages_to_the_store
             await asyncio.sleep(0.01)
         got = [m async for m in client.listen(timeout=0.2)]
     await runner.cleanup()
-    await broker.close()
+    await namespaces.close()
 
     assert [decode(m["body"]["pargs"])[0] for m in got] == [1, 2]
 

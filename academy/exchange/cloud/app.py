@@ -14,13 +14,14 @@ from academy.exception import (
     ExchangeError,
     IncompatibleNetworkProtocolError,
     ProtocolError,
+    StorageError,
     UnauthorizedError,
 )
-from academy.exchange.broker import Broker
-from academy.exchange.cloud import protocol, v1
+from academy.exchange.cloud import protocol, v1_routes
 from academy.exchange.cloud.auth import Authority, Credentials
 from academy.exchange.cloud.config import ExchangeServingConfig
 from academy.exchange.cloud.connection import Connection
+from academy.exchange.cloud.namespaces import Namespaces
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def create_app(config: ExchangeServingConfig | None = None) -> web.Application:
     server = Server(config)
     app = web.Application()
     app.router.add_get(protocol.PATH, server.connect)
-    v1.add_routes(app, server.broker, server.authority)
+    v1_routes.add_routes(app, server.namespaces, server.authority)
     app.cleanup_ctx.append(server.run)
     return app
 
@@ -42,20 +43,21 @@ class Server:
     def __init__(self, config: ExchangeServingConfig) -> None:
         self.config = config
         self.authority: Authority = config.auth.authority()
-        self.broker = Broker(config.backend.store(), config.limits.broker_limits())
+        limits = config.limits.broker_limits()
+        self.namespaces = Namespaces(config.backend, limits)
         self._connections: set[Connection] = set()
 
     async def run(self, app: web.Application) -> AsyncIterator[None]:
-        """Keep the broker open for as long as the application runs."""
-        await self.broker.open()
+        """Keep the stores open for as long as the application runs."""
+        await self.namespaces.open()
         app.on_shutdown.append(self._disconnect_all)
         yield
-        await self.broker.close()
+        await self.namespaces.close()
 
     async def _disconnect_all(self, _: web.Application) -> None:
         # So long that confirmations go out; who keeps sending must not keep us.
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.broker.settle(), 1)
+            await asyncio.wait_for(self.namespaces.settle(), 1)
         closing = [c.close(WSCloseCode.GOING_AWAY) for c in self._connections]
         await asyncio.gather(*closing, return_exceptions=True)
 
@@ -68,8 +70,11 @@ class Server:
                 raise ProtocolError(
                     f"{protocol.SESSION_HEADER} has to be 32 hex digits"
                 )
+            broker = await self.namespaces.broker(credentials.namespace)
         except UnauthorizedError as error:
             return _refusal(401, error)
+        except StorageError as error:
+            return _refusal(503, error)
         except (ExchangeError, IncompatibleNetworkProtocolError) as error:
             return _refusal(400, error)
         except ValueError as error:
@@ -81,7 +86,7 @@ class Server:
             compress=False,
         )
         await ws.prepare(request)
-        connection = Connection(self.broker, self.authority, ws, session, credentials)
+        connection = Connection(broker, self.authority, ws, session, credentials)
         self._connections.add(connection)
         try:
             await connection.serve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,11 @@ from academy.exception import UnauthorizedError
 _ALGORITHM = "HS256"
 _ISSUER = "academy"
 
+DEFAULT_NAMESPACE = "default"
+"""Of whoever runs the exchange, and of everybody whom nothing else was said about."""
+NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}")
+"""What a namespace may be called: it becomes part of the names of files and keys."""
+
 
 @dataclass(frozen=True)
 class Credentials:
@@ -22,10 +28,12 @@ class Credentials:
         subject: name of a user, or the uid (hex digits) of a mailbox.
         mailbox: uid of the only mailbox that it opens; None for a user, who may
             open what the same user registered and terminate any.
+        namespace: within which all of this holds.
     """
 
     subject: str
     mailbox: bytes | None = None
+    namespace: str = DEFAULT_NAMESPACE
 
     def may_attach(self, uid: bytes, creator: str) -> bool:
         """Whether this holder may consume a mailbox."""
@@ -48,11 +56,13 @@ class Authority(Protocol):
             UnauthorizedError: it is missing, expired, or not of this exchange.
         """
 
-    def user_token(self, name: str) -> str | None:
-        """Issue a token for a user."""
+    def user_token(self, name: str, namespace: str = DEFAULT_NAMESPACE) -> str | None:
+        """Issue a token for a user of a namespace."""
 
-    def mailbox_token(self, uid: bytes) -> str | None:
-        """Issue a token that opens one mailbox."""
+    def mailbox_token(
+        self, uid: bytes, namespace: str = DEFAULT_NAMESPACE
+    ) -> str | None:
+        """Issue a token that opens one mailbox of a namespace."""
 
 
 class TokenAuthority:
@@ -67,13 +77,17 @@ class TokenAuthority:
         self._key = key
         self._lifetime = lifetime
 
-    def user_token(self, name: str) -> str:
-        """Issue a token for a user."""
-        return self._sign(sub=name, scope="user")
+    def user_token(self, name: str, namespace: str = DEFAULT_NAMESPACE) -> str:
+        """Issue a token for a user of a namespace.
 
-    def mailbox_token(self, uid: bytes) -> str:
-        """Issue a token that opens one mailbox."""
-        return self._sign(sub=uid.hex(), scope="mailbox")
+        Raises:
+            ValueError: a namespace cannot be called that.
+        """
+        return self._sign(sub=name, scope="user", ns=namespace)
+
+    def mailbox_token(self, uid: bytes, namespace: str = DEFAULT_NAMESPACE) -> str:
+        """Issue a token that opens one mailbox of a namespace."""
+        return self._sign(sub=uid.hex(), scope="mailbox", ns=namespace)
 
     def verify(self, token: str | None) -> Credentials:
         """Return what a token says."""
@@ -84,9 +98,10 @@ class TokenAuthority:
             )
         try:
             claims = jwt.decode(token, self._key, [_ALGORITHM], issuer=_ISSUER)
+            subject, namespace = claims["sub"], claims["ns"]
             if claims["scope"] == "mailbox":
-                return Credentials(claims["sub"], bytes.fromhex(claims["sub"]))
-            return Credentials(claims["sub"])
+                return Credentials(subject, bytes.fromhex(subject), namespace)
+            return Credentials(subject, None, namespace)
         except jwt.ExpiredSignatureError as error:
             raise UnauthorizedError("the token has expired: get a new one") from error
         except (jwt.InvalidTokenError, KeyError, ValueError) as error:
@@ -94,9 +109,15 @@ class TokenAuthority:
                 f"the token is not one of this exchange ({error})"
             ) from error
 
-    def _sign(self, **claims: Any) -> str:
+    def _sign(self, *, ns: str, **claims: Any) -> str:
+        check_namespace(ns)
         now = int(time.time())
-        claims |= {"iss": _ISSUER, "iat": now, "exp": now + int(self._lifetime)}
+        claims |= {
+            "ns": ns,
+            "iss": _ISSUER,
+            "iat": now,
+            "exp": now + int(self._lifetime),
+        }
         return jwt.encode(claims, self._key, _ALGORITHM)
 
 
@@ -107,8 +128,22 @@ class OpenAuthority:
         """Return the credentials of a user, whatever the token."""
         return Credentials("anonymous")
 
-    def user_token(self, name: str) -> None:
+    def user_token(self, name: str, namespace: str = DEFAULT_NAMESPACE) -> None:
         """Issue nothing: no token is needed."""
 
-    def mailbox_token(self, uid: bytes) -> None:
+    def mailbox_token(self, uid: bytes, namespace: str = DEFAULT_NAMESPACE) -> None:
         """Issue nothing: no token is needed."""
+
+
+def check_namespace(name: str) -> str:
+    """Return the name of a namespace.
+
+    Raises:
+        ValueError: a namespace cannot be called that.
+    """
+    if not NAMESPACE.fullmatch(name):
+        raise ValueError(
+            f"A namespace cannot be called {name!r}: up to 100 letters, digits and any "
+            "of . _ @ + - are allowed, of which the first is a letter or a digit."
+        )
+    return name

@@ -283,7 +283,7 @@ class HttpExchangeTransport(NoPickleMixin):
         try:
             await self._link.detach(self, self._released)
         finally:
-            await release(self._factory, self._link)
+            await release(self._link)
 
 
 def _mailbox(record: MailboxRecord) -> dict[str, Any]:

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from academy.exchange.cloud.auth import Authority, OpenAuthority, TokenAuthority
+from academy.exchange.cloud.auth import (
+    DEFAULT_NAMESPACE,
+    Authority,
+    OpenAuthority,
+    TokenAuthority,
+)
 from academy.exchange.cloud.credentials import signing_key
 from academy.exchange.mailbox import Limits
 from academy.home import local_directory, private_directory
@@ -65,7 +70,8 @@ class BackendConfig(_Section):
     Attributes:
         kind: "sqlite" (a file), or "memory" (also spelled "python"; ends with the
             process).
-        path: the SQLite file, on a local disk. Default: `exchange.db` under the
+        path: the SQLite file of the default namespace, on a local disk; another
+            one's has its name before the suffix. Default: `exchange.db` under the
             Academy home, or under /var/tmp if the home is on a network file system.
         durability: "process" survives the death of any process, "power" a power cut
             as well, at the price of a wait for the disk.
@@ -80,8 +86,8 @@ class BackendConfig(_Section):
     def _old_name(cls, kind: object) -> object:
         return "memory" if kind == "python" else kind
 
-    def store(self) -> Store:
-        """Make the store that this section describes."""
+    def store(self, namespace: str = DEFAULT_NAMESPACE) -> Store:
+        """Make the store of a namespace."""
         if self.kind == "memory":
             from academy.exchange.store.memory import MemoryStore
 
@@ -89,9 +95,12 @@ class BackendConfig(_Section):
         from academy.exchange.store.sqlite import SqliteStore
 
         if self.path is not None:
-            return SqliteStore(self.path.expanduser(), self.durability)
-        folder = private_directory(local_directory())
-        return SqliteStore(folder / "exchange.db", self.durability)
+            path = self.path.expanduser()
+        else:
+            path = private_directory(local_directory()) / "exchange.db"
+        if namespace != DEFAULT_NAMESPACE:
+            path = path.with_name(f"{path.stem}-{namespace}{path.suffix}")
+        return SqliteStore(path, self.durability)
 
 
 class LimitsConfig(_Section):

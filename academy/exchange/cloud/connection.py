@@ -17,6 +17,7 @@ from academy.exception import (
     ForbiddenError,
     ProtocolError,
     StorageError,
+    UnauthorizedError,
 )
 from academy.exchange.broker import Broker
 from academy.exchange.cloud import protocol
@@ -190,7 +191,7 @@ class Connection:
 
     async def _register(self, call: dict[str, Any], by: Credentials) -> Any:
         if "token" in call:
-            by = self._authority.verify(call["token"])
+            by = self._verify(call["token"])
         records = [_record(item, by.subject) for item in call["mailboxes"]]
         await self._broker.register(records)
         return [self._token(record, by) for record in records]
@@ -198,8 +199,18 @@ class Connection:
     def _token(self, record: MailboxRecord, by: Credentials) -> str | None:
         # A user's mailbox speaks with the user's rights, an agent's with its own.
         if by.mailbox is None and not record.agent:
-            return self._authority.user_token(by.subject)
-        return self._authority.mailbox_token(record.uid)
+            return self._authority.user_token(by.subject, by.namespace)
+        return self._authority.mailbox_token(record.uid, by.namespace)
+
+    def _verify(self, token: str | None) -> Credentials:
+        """Return what another token says, of the namespace of this connection."""
+        credentials = self._authority.verify(token)
+        if credentials.namespace != self._user.namespace:
+            raise UnauthorizedError(
+                f"the token is of the namespace {credentials.namespace!r}, and this "
+                f"connection of {self._user.namespace!r}"
+            )
+        return credentials
 
     async def _attach(self, call: dict[str, Any], by: Credentials) -> Any:
         return await asyncio.gather(*map(self._attach_one, call["mailboxes"]))
@@ -208,7 +219,7 @@ class Connection:
         uid = UUID(item["uid"]).bytes
         try:
             token = item.get("token")
-            credentials = self._authority.verify(token) if token else self._user
+            credentials = self._verify(token) if token else self._user
             creator = self._broker.creator(uid)
             if creator and not credentials.may_attach(uid, creator):
                 raise ForbiddenError("the token does not open this mailbox")

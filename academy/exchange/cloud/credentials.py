@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from base64 import urlsafe_b64decode
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,16 @@ def find_token(url: str) -> str | None:
         return token
     token = known_exchanges().get(url.rstrip("/"), {}).get("token")
     return str(token) if token else None
+
+
+def namespace_of(token: str | None) -> str:
+    """Return the namespace that a token names, or nothing; it is not checked here."""
+    try:
+        _, payload, _ = (token or "").split(".")
+        claims = json.loads(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        return str(claims["ns"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def remember(url: str, **facts: Any) -> None:

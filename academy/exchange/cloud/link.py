@@ -30,6 +30,7 @@ from academy.exception import (
     SupersededError,
 )
 from academy.exchange.cloud import protocol
+from academy.exchange.cloud.credentials import namespace_of
 from academy.exchange.cloud.writer import Writer
 from academy.exchange.directory import address_flags
 from academy.exchange.inbox import Inbox
@@ -99,6 +100,8 @@ class Receipts:
 class Link:
     """A connection to one exchange and everything that has to survive its loss.
 
+    `key` is what its users have in common: the exchange, and the namespace there.
+
     Invariants: `_outbox` holds the messages that the exchange may not have stored,
     `_calls` the calls without a reply. Both are sent again through each new
     connection, in order. `_attached` holds the mailboxes that the exchange has
@@ -112,6 +115,7 @@ class Link:
         self, factory: HttpExchangeFactory, token: str | None, patience: float
     ) -> None:
         self.users = 0
+        self.key = (factory.link_key, namespace_of(token))
         self._factory = factory
         self._token = token
         self._patience = patience
@@ -612,7 +616,7 @@ async def acquire(
         UnauthorizedError: the token is refused.
     """
     links = _links.setdefault(asyncio.get_running_loop(), {})
-    key = factory.link_key
+    key = (factory.link_key, namespace_of(token))
     link = links.get(key)
     if link is None or link.failed:
         link = links[key] = Link(factory, token, patience)
@@ -620,16 +624,16 @@ async def acquire(
     try:
         await link.ready()
     except BaseException:
-        await release(factory, link)
+        await release(link)
         raise
     return link
 
 
-async def release(factory: HttpExchangeFactory, link: Link) -> None:
+async def release(link: Link) -> None:
     """Give a link back; the last one closes it."""
     link.users -= 1
     if link.users == 0:
         links = _links.get(asyncio.get_running_loop(), {})
-        if links.get(factory.link_key) is link:
-            del links[factory.link_key]
+        if links.get(link.key) is link:
+            del links[link.key]
         await link.close()
