@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
@@ -28,6 +27,7 @@ from academy.exception import (
 from academy.exchange.attendance import Attendance
 from academy.exchange.mailbox import Consumer, Limits, Mailbox, Session
 from academy.exchange.mailbox_status import MailboxStatus
+from academy.exchange.refusals import Refusal, Refusals
 from academy.exchange.store import (
     FROM_AGENT,
     RESPONSE,
@@ -46,12 +46,9 @@ logger = logging.getLogger(__name__)
 
 PAGE = 256
 """Messages read from the store at once."""
-REFUSALS = 1024
-"""Latest refusals that are kept of a session."""
 
 
 Control = Callable[[Changes], Coroutine[Any, Any, Any]]
-Refusal = tuple[int, bytes, AcademyError]
 
 
 class Broker:
@@ -66,7 +63,7 @@ class Broker:
         self._boxes: dict[bytes, Mailbox] = {}
         self._sessions: dict[bytes, Session] = {}
         self._sequences: dict[bytes, int] = {}
-        self._refusals: dict[bytes, deque[Refusal]] = {}
+        self._refusals = Refusals()
         self._number = 0
         self._opened = False
         self._controls: list[tuple[Control, asyncio.Future[Any]]] = []
@@ -87,6 +84,7 @@ class Broker:
             record.uid: Mailbox(record, *waiting.get(record.uid, (0, 0)))
             for record in contents.mailboxes
         }
+        await self._refusals.load(self._store, contents)
         self._sequences = contents.sessions
         self._number = contents.last_number
         self._opened = True
@@ -119,8 +117,8 @@ class Broker:
             self.disconnect(old)
             old.consumer.reset(ForbiddenError("the session has connected anew"))
         session = self._sessions[uid] = Session(uid, consumer, self.limits, pops)
-        for sequence, tag, error in self._refusals.get(uid, ()):
-            consumer.refuse(sequence, tag, error)
+        for refusal in self._refusals.of(uid):
+            consumer.refuse(*refusal)
         return session
 
     def last_sequence(self, session: Session) -> int:
@@ -206,6 +204,10 @@ class Broker:
         self._receipts.append((session, count))
         if self._turning is None:
             self._schedule()
+
+    def heard(self, session: Session, sequence: int) -> None:
+        """Learn that a session knows of every refusal up to a sequence number."""
+        self._refusals.heard(session.uid, sequence)
 
     # --- mailboxes
 
@@ -461,6 +463,7 @@ class Broker:
         for work, done in late:
             answers.append((done, await self._attempt(work, changes)))
         if changes:
+            self._refusals.settle(changes)
             await self._store.commit(changes)
         for done, problem in answers:
             if done.done():
@@ -516,7 +519,7 @@ class Broker:
 
     def _take_arrivals(
         self, changes: Changes, arrivals: list[tuple[Session, int, Envelope]]
-    ) -> list[tuple[Session, int, Envelope, AcademyError]]:
+    ) -> list[tuple[Session, Refusal]]:
         refused = []
         sequences = self._sequences
         for session, sequence, envelope in arrivals:
@@ -530,7 +533,10 @@ class Broker:
             sequences[session.uid] = changes.sessions[session.uid] = sequence
             error = self._take(changes, session, envelope)
             if error is not None:
-                refused.append((session, sequence, envelope, error))
+                refusal = Refusal(sequence, envelope.tag, error)
+                self._number += 1
+                self._refusals.add(changes, self._number, session.uid, refusal)
+                refused.append((session, refusal))
         return refused
 
     def _take(
@@ -609,15 +615,11 @@ class Broker:
     def _confirm(
         self,
         arrivals: list[tuple[Session, int, Envelope]],
-        refused: list[tuple[Session, int, Envelope, AcademyError]],
+        refused: list[tuple[Session, Refusal]],
     ) -> None:
-        for session, sequence, envelope, error in refused:
-            # Nobody says that a refusal has arrived: it is told again to a client
-            # that connects anew, which takes what it had sent for stored otherwise.
-            known = self._refusals.setdefault(session.uid, deque(maxlen=REFUSALS))
-            known.append((sequence, envelope.tag, error))
+        for session, refusal in refused:
             if session.open:
-                session.consumer.refuse(sequence, envelope.tag, error)
+                session.consumer.refuse(*refusal)
         # Sequences only grow, so that the last one of a session stands for all.
         for session, sequence in {item[0]: item[1] for item in arrivals}.items():
             if session.open:

@@ -217,6 +217,7 @@ class LocalExchangeTransport(NoPickleMixin):
 
     def refuse(self, sequence: int, tag: bytes, error: AcademyError) -> None:
         self._outbox.refuse(sequence, error)
+        self._broker.heard(self._session, sequence)
 
     def lost(self, uid: bytes, error: AcademyError) -> None:
         self._inbox.lost(error)

@@ -42,7 +42,7 @@ class Consumer(Protocol):
         """Everything up to this sequence number is stored or was refused."""
 
     def refuse(self, sequence: int, tag: bytes, error: AcademyError) -> None:
-        """A message was not stored, and why."""
+        """A message was not stored, and why. `Broker.heard` once that is known."""
 
     def lost(self, uid: bytes, error: AcademyError) -> None:
         """A mailbox is no longer this consumer's."""

@@ -122,6 +122,17 @@ async def test_mailboxes_do_not_mix(store: Store) -> None:
     assert await numbers(store, OTHER) == [2]
 
 
+async def test_messages_may_wait_where_no_mailbox_can_be(store: Store) -> None:
+    await store.commit(add(message(1, dest=b"a place"), message(2)))
+
+    contents = await store.open()
+
+    assert contents.waiting[b"a place"] == (1, len(b"payload 1"))
+    assert await numbers(store, b"a place") == [1]
+    await store.commit(Changes(settled=[(b"a place", 1)]))
+    assert await numbers(store, b"a place") == []
+
+
 async def test_settled_messages_are_gone_and_the_others_stay(store: Store) -> None:
     await store.commit(add(*(message(n) for n in range(1, 5))))
     await store.commit(Changes(settled=[(DEST, 1), (DEST, 3), (DEST, 9), (OTHER, 2)]))

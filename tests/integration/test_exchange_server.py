@@ -38,6 +38,7 @@ from academy.exchange import (
     UserExchangeClient,
 )
 from academy.exchange.cloud import protocol, spawn_http_exchange
+from academy.exchange.errors import unpack_error
 from academy.identifier import AgentId
 from academy.message import ActionRequest, Message, PingRequest, SuccessResponse
 from tests.support.agents import Adder
@@ -515,7 +516,7 @@ BAD = {
     "nothing of a record": b"\x01",
     "too short": length(5, protocol.SEND),
     "too long": length(10_000, protocol.RECEIPT) + bytes(4),
-    "a record of servers": protocol.confirm(1),
+    "a record of servers": protocol.lost(uuid4().bytes, ForbiddenError("no")),
     "a welcome": protocol.welcome({}),
     "not json": length(12, protocol.CALL) + bytes(4) + b"{{{",
     "deep json": length(9 + 50_000, protocol.CALL) + bytes(4) + b"[" * 50_000,
@@ -661,7 +662,7 @@ async def test_a_wrong_handshake_is_refused_in_words(
 
     assert answer.status == (401 if error == "UnauthorizedError" else 400)
     assert content["error"] == error
-    assert words in str(protocol.unpack_error(content))
+    assert words in str(unpack_error(content))
 
 
 async def test_a_client_of_another_version_is_told_which(
@@ -845,6 +846,35 @@ async def test_a_refusal_reaches_who_was_cut_off_meanwhile(
             proxy.cut()
             with pytest.raises(AgentTerminatedError):
                 await refused
+
+
+async def test_a_refusal_that_a_killed_exchange_had_not_told_is_told_by_the_next(
+    own: ExchangeServer,
+) -> None:
+    async with (
+        await another(own).create_user_client() as other,
+        TcpProxy(own.port) as proxy,
+        await own.factory(proxy.port).create_user_client() as client,
+    ):
+        gone, alive = await client.register_agents([(Adder, "gone"), (Adder, "alive")])
+        await client.terminate(gone.agent_id)
+        proxy.mute()
+        refused = call(client, gone.agent_id, 0, 0)
+        sending = asyncio.ensure_future(
+            client.send(client.new_message(gone.agent_id, PingRequest()))
+        )
+        await asyncio.sleep(0)
+        call(client, alive.agent_id, 0, 1)
+        while (await other.agent_stats(alive.agent_id)).queued == 0:
+            await asyncio.sleep(0.01)
+        await own.restart()
+        proxy.cut()
+        proxy.resume()
+
+        for attempt in (refused, sending):
+            with pytest.raises(AgentTerminatedError):
+                await attempt
+        assert await ping(client)
 
 
 async def test_what_was_posted_before_closing_survives_a_restart_in_between(

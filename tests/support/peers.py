@@ -54,7 +54,8 @@ def agent(name: str | None = None, *classes: str, creator: str = "") -> MailboxR
 class Peer:
     """A program with one mailbox and one session, which it may lose and take up.
 
-    `posted` is what it would keep in its outbox: sequence number -> envelope.
+    `posted` is what it would keep in its outbox: sequence number -> envelope. `hears`
+    says whether it confirms refusals.
     """
 
     broker: Broker
@@ -66,6 +67,7 @@ class Peer:
     refused: dict[int, AcademyError] = field(default_factory=dict)
     losses: list[AcademyError] = field(default_factory=list)
     resets: list[AcademyError] = field(default_factory=list)
+    hears: bool = True
     posted: dict[int, Envelope] = field(default_factory=dict)
     session: Session = field(init=False)
     _sequence: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
@@ -137,6 +139,8 @@ class Peer:
 
     def refuse(self, sequence: int, tag: bytes, error: AcademyError) -> None:
         self.refused[sequence] = error
+        if self.hears:
+            self.broker.heard(self.session, sequence)
 
     def lost(self, uid: bytes, error: AcademyError) -> None:
         assert uid == self.uid

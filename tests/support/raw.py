@@ -11,6 +11,7 @@ from uuid import UUID
 import aiohttp
 
 from academy.exchange.cloud import protocol
+from academy.exchange.errors import unpack_error
 from academy.exchange.store import FROM_AGENT, TO_AGENT
 
 
@@ -70,14 +71,14 @@ class RawClient:
         number, reply = protocol.read_numbered(await self.next(protocol.REPLY))
         assert number == self._number
         if "error" in reply:
-            raise protocol.unpack_error(reply)
+            raise unpack_error(reply)
         return reply["result"]
 
     async def attach(self, uid: UUID, token: str | None) -> None:
         item = {"uid": uid.hex, "token": token, "incarnation": os.urandom(16).hex()}
         (problem,) = await self.call("attach", mailboxes=[item])
         if problem is not None:
-            raise protocol.unpack_error(problem)
+            raise unpack_error(problem)
 
     async def closed(self) -> tuple[int | None, str]:
         """Wait until the exchange closes the connection; return why."""

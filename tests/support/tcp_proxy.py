@@ -28,8 +28,8 @@ class TcpProxy:
         self.accepted = 0
         self._target = target
         self._arrival = asyncio.Condition()
-        self._open = asyncio.Event()
-        self._open.set()
+        self._inward, self._outward = asyncio.Event(), asyncio.Event()
+        self.resume()
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
 
@@ -56,11 +56,17 @@ class TcpProxy:
 
     def stall(self) -> None:
         """Forward nothing any more, as a dead switch would do."""
-        self._open.clear()
+        self._inward.clear()
+        self._outward.clear()
+
+    def mute(self) -> None:
+        """Forward nothing of what the target says."""
+        self._outward.clear()
 
     def resume(self) -> None:
         """Forward again what has been kept meanwhile."""
-        self._open.set()
+        self._inward.set()
+        self._outward.set()
 
     def heal(self) -> None:
         """Let connections live that come from now on."""
@@ -100,8 +106,12 @@ class TcpProxy:
         if connection.aborted:
             return
         ways = [
-            asyncio.create_task(self._forward(connection, reader, far[1])),
-            asyncio.create_task(self._forward(connection, far[0], writer)),
+            asyncio.create_task(
+                self._forward(connection, reader, far[1], self._inward)
+            ),
+            asyncio.create_task(
+                self._forward(connection, far[0], writer, self._outward)
+            ),
             connection.abortion,
         ]
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -114,12 +124,13 @@ class TcpProxy:
         connection: _Connection,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        open_: asyncio.Event,
     ) -> None:
         with suppress(OSError):
             while data := await reader.read(CHUNK):
                 if self.delay:
                     await asyncio.sleep(self.delay)
-                await self._open.wait()
+                await open_.wait()
                 if connection.budget is not None:
                     data = data[: connection.budget]
                     connection.budget -= len(data)

@@ -22,6 +22,7 @@ from academy.exception import (
 from academy.exchange.broker import Broker
 from academy.exchange.mailbox import Limits
 from academy.exchange.mailbox_status import MailboxStatus
+from academy.exchange.refusals import KEPT, PLACE
 from academy.exchange.store import Changes, Contents, Envelope, MailboxRecord
 from academy.exchange.store.memory import MemoryStore
 from academy.message import AcademyErrorResponse, decode_body
@@ -69,6 +70,13 @@ async def alice(broker: Broker) -> Peer:
 @pytest.fixture
 async def bob(broker: Broker) -> Peer:
     return await peer(broker)
+
+
+async def reopened(store: BrittleStore) -> Broker:
+    """Return what knows only what the broker before it has stored."""
+    broker = Broker(store)
+    await broker.open()
+    return broker
 
 
 async def stored(store: BrittleStore, of: Peer) -> list[bytes]:
@@ -417,6 +425,75 @@ async def test_a_refusal_that_was_lost_on_the_way_is_told_again(
 
     assert list(alice.refused) == [1]
     assert isinstance(alice.refused[1], BadEntityIdError)
+
+
+@pytest.mark.parametrize("limits", [SMALL])
+async def test_a_refusal_that_nobody_has_heard_outlives_the_broker(
+    broker: Broker, store: BrittleStore, alice: Peer, bob: Peer
+) -> None:
+    for payload in numbered(6):
+        alice.request(bob.uid, payload)
+    alice.request(uuid4().bytes)
+    alice.disconnect()  # before the turn, so that nobody hears of its outcome
+    await broker.settle()
+
+    alice.broker = await reopened(store)
+    await alice.reconnect()
+
+    assert {n: type(error) for n, error in alice.refused.items()} == {
+        6: MailboxFullError,
+        7: BadEntityIdError,
+    }
+    assert str(alice.refused[6]).endswith(
+        "is full (5 unsettled messages): try again later."
+    )
+    assert alice.confirmed == 0
+
+
+@pytest.mark.parametrize("hears", [True, False])
+async def test_a_refusal_is_kept_until_it_was_heard(
+    broker: Broker, store: BrittleStore, alice: Peer, hears: bool
+) -> None:
+    alice.hears = hears
+    alice.request(uuid4().bytes)
+    await broker.settle()
+    assert list(alice.refused) == [1]
+    alice.request(alice.uid)
+    await broker.settle()
+    alice.refused.clear()
+
+    alice.broker = await reopened(store)
+    await alice.reconnect()
+
+    assert list(alice.refused) == ([] if hears else [1])
+    assert len(await store.pending(PLACE, 0, 10)) == (0 if hears else 1)
+
+
+async def test_who_never_confirms_a_refusal_has_the_latest_ones_kept(
+    broker: Broker, alice: Peer
+) -> None:
+    alice.hears = False
+    for _ in range(KEPT + 5):
+        alice.request(uuid4().bytes)
+    await broker.settle()
+    alice.refused.clear()
+
+    await alice.reconnect()
+
+    assert list(alice.refused) == list(range(6, KEPT + 6))
+
+
+async def test_refusals_of_a_turn_that_failed_are_forgotten(
+    broker: Broker, store: BrittleStore, alice: Peer
+) -> None:
+    store.failures = 1
+    alice.request(uuid4().bytes)
+    await broker.settle()
+
+    await alice.reconnect()
+
+    assert list(alice.refused) == [1]
+    assert len(await store.pending(PLACE, 0, 10)) == 1
 
 
 # --- incarnations

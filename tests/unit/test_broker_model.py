@@ -68,7 +68,6 @@ class Client:
     last_in_connection: int = 0
     under_way: list[int] = field(default_factory=list)
     wire: list[Delivery] = field(default_factory=list)
-    unheard: set[bytes] = field(default_factory=set)
     queue: list[Delivery] = field(default_factory=list)
     running: list[Delivery] = field(default_factory=list)
     calls: dict[bytes, bytes] = field(default_factory=dict)
@@ -236,8 +235,9 @@ class Client:
     def refuse(self, sequence: int, tag: bytes, error: AcademyError) -> None:
         world = self.world
         if self.deaf:
-            self.unheard.add(tag)
             return
+        if not self.mute and self.session is not None:
+            world.broker.heard(self.session, sequence)
         if isinstance(error, SupersededError):
             newest = world.attaching
             if newest is None or newest.uid != self.uid:
@@ -443,8 +443,6 @@ class BrokerMachine(RuleBasedStateMachine):
         self.do(self.crash())
         for client in self.clients:
             client.session = None
-            for tag in client.unheard:
-                client.calls.pop(tag, None)  # nobody remembers that it was refused
         self.broker = Broker(self.brittle, LIMITS)
         self.do(self.broker.open())
 

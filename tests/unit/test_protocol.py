@@ -26,6 +26,7 @@ from academy.exception import (
     UserTerminatedError,
 )
 from academy.exchange.cloud import protocol
+from academy.exchange.errors import pack_error, unpack_error
 from academy.identifier import AgentId, UserId
 from academy.message import decode_body
 
@@ -216,7 +217,7 @@ def test_a_loss_names_the_mailbox_and_the_error(
 
 @for_all(errors)
 def test_errors_cross_with_type_arguments_and_words(error: AcademyError) -> None:
-    again = protocol.unpack_error(json.loads(json.dumps(protocol.pack_error(error))))
+    again = unpack_error(json.loads(json.dumps(pack_error(error))))
 
     assert same(again, error)
     assert str(again) == str(error)
@@ -226,13 +227,13 @@ def test_the_role_of_who_is_gone_decides_the_type_of_the_error() -> None:
     agent: AgentId[Any] = AgentId.new("a")
     user = UserId.new("u")
     errors = [MailboxTerminatedError(agent), MailboxTerminatedError(user)]
-    again = [protocol.unpack_error(protocol.pack_error(error)) for error in errors]
+    again = [unpack_error(pack_error(error)) for error in errors]
 
     assert [type(e) for e in again] == [AgentTerminatedError, UserTerminatedError]
 
 
 def test_an_error_that_this_side_does_not_know_keeps_its_words() -> None:
-    found = protocol.unpack_error({"error": "QuotaError", "arguments": ["full", 3]})
+    found = unpack_error({"error": "QuotaError", "arguments": ["full", 3]})
 
     assert type(found) is ExchangeError
     assert str(found) == "QuotaError: full, 3"
@@ -241,14 +242,14 @@ def test_an_error_that_this_side_does_not_know_keeps_its_words() -> None:
 @pytest.mark.parametrize("name", ["Iterable", "annotations", "raise_exceptions", "Any"])
 def test_only_errors_are_made_from_what_an_exchange_sends(name: str) -> None:
     assert hasattr(exception, name)
-    found = protocol.unpack_error({"error": name, "arguments": [[]]})
+    found = unpack_error({"error": name, "arguments": [[]]})
 
     assert type(found) is ExchangeError
 
 
 @for_all(contents)
 def test_anything_else_becomes_an_error_that_shows_it(content: Any) -> None:
-    assert isinstance(protocol.unpack_error(content), ExchangeError)
+    assert isinstance(unpack_error(content), ExchangeError)
 
 
 @for_all(
@@ -258,7 +259,7 @@ def test_anything_else_becomes_an_error_that_shows_it(content: Any) -> None:
 def test_errors_with_the_wrong_arguments_are_errors_still(
     name: str, arguments: list[Any]
 ) -> None:
-    found = protocol.unpack_error({"error": name, "arguments": arguments})
+    found = unpack_error({"error": name, "arguments": arguments})
 
     assert isinstance(found, AcademyError)
     assert isinstance(str(found), str)
@@ -361,4 +362,4 @@ def test_ids_of_a_uuid_in_another_form_are_the_same() -> None:
         "arguments": [{"role": "user", "uid": str(uid)}],
     }
 
-    assert same(protocol.unpack_error(packed), SupersededError(UserId(uid=uid)))
+    assert same(unpack_error(packed), SupersededError(UserId(uid=uid)))

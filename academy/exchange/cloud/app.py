@@ -22,6 +22,7 @@ from academy.exchange.cloud.auth import Authority, Credentials
 from academy.exchange.cloud.config import ExchangeServingConfig
 from academy.exchange.cloud.connection import Connection
 from academy.exchange.cloud.namespaces import Namespaces
+from academy.exchange.errors import pack_error
 
 logger = logging.getLogger(__name__)
 
@@ -103,4 +104,4 @@ class Server:
 
 
 def _refusal(status: int, error: AcademyError) -> web.Response:
-    return web.json_response(protocol.pack_error(error), status=status)
+    return web.json_response(pack_error(error), status=status)

@@ -23,6 +23,7 @@ from academy.exchange.broker import Broker
 from academy.exchange.cloud import protocol
 from academy.exchange.cloud.auth import Authority, Credentials
 from academy.exchange.cloud.writer import Writer
+from academy.exchange.errors import pack_error
 from academy.exchange.presence import Presence, unpack_place
 from academy.exchange.store import (
     FROM_AGENT,
@@ -129,6 +130,8 @@ class Connection:
             elif kind == protocol.RECEIPT:
                 received = protocol.read_count(record)
                 self._broker.acknowledge(self._session, received)
+            elif kind == protocol.CONFIRM:
+                self._broker.heard(self._session, protocol.read_confirm(record))
             else:
                 raise ProtocolError(f"records of kind {kind} come from servers")
             if not count % protocol.BURST:
@@ -175,11 +178,11 @@ class Connection:
             result = await method(self, content, speaker or self._user)
             reply = {"result": result}
         except StorageError as error:
-            reply = protocol.pack_error(error)
+            reply = pack_error(error)
         except AcademyError as error:
             if not self._session.open:
                 return  # the client asks again through its next connection
-            reply = protocol.pack_error(error)
+            reply = pack_error(error)
         except _SENSELESS as error:
             raise ProtocolError(f"a call that makes no sense: {error!r}") from error
         self._writer.put(protocol.numbered(protocol.REPLY, number, reply))
@@ -235,7 +238,7 @@ class Connection:
         except StorageError:
             raise  # it says nothing about this mailbox: to be tried again
         except AcademyError as error:
-            return protocol.pack_error(error)
+            return pack_error(error)
         return None
 
     async def _detach(self, call: dict[str, Any], by: Credentials) -> None:

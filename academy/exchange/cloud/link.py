@@ -33,6 +33,7 @@ from academy.exchange.cloud import protocol
 from academy.exchange.cloud.credentials import namespace_of
 from academy.exchange.cloud.writer import Writer
 from academy.exchange.directory import address_flags
+from academy.exchange.errors import unpack_error
 from academy.exchange.inbox import Inbox
 from academy.exchange.outbox import Outbox
 from academy.exchange.presence import (
@@ -84,17 +85,26 @@ class Call:
 
 
 class Receipts:
-    """Counts what one connection has received and not acknowledged yet."""
+    """Counts what one connection has received and not acknowledged yet.
 
-    __slots__ = ("count",)
+    Attributes:
+        count: deliveries.
+        refused: sequence number of the latest message that was refused, or 0.
+    """
+
+    __slots__ = ("count", "refused")
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = self.refused = 0
 
     def take(self) -> bytes:
-        """Return the record that acknowledges it, if there is anything."""
+        """Return the records that acknowledge it, if there is anything."""
         count, self.count = self.count, 0
-        return protocol.numbered(protocol.RECEIPT, count) if count else b""
+        receipt = protocol.numbered(protocol.RECEIPT, count) if count else b""
+        if not self.refused:
+            return receipt
+        refused, self.refused = self.refused, 0
+        return receipt + protocol.confirm(refused)
 
 
 class Link:
@@ -253,7 +263,7 @@ class Link:
             address + protocol.PATH, headers=headers, ssl=self._factory.ssl_verify
         ) as r:
             try:
-                problem = protocol.unpack_error(await r.json())
+                problem = unpack_error(await r.json())
             except (aiohttp.ClientError, ValueError):
                 text = f"it is not an exchange of this protocol (status {error.status})"
                 return ExchangeConnectionError(address, text)
@@ -279,13 +289,16 @@ class Link:
                         self._deliver(record)
                     elif kind == protocol.CONFIRM:
                         self._outbox.confirm(protocol.read_confirm(record))
+                    elif kind == protocol.REFUSE:
+                        receipts.refused, error = protocol.read_refuse(record)
+                        self._outbox.refuse(receipts.refused, error)
                     elif kind == protocol.WELCOME:
                         self._resume(writer, protocol.read_json(record))
                     else:
                         self._learn(kind, record)
                     if not count % protocol.BURST:
                         await asyncio.sleep(0)
-                if receipts.count:
+                if receipts.count or receipts.refused:
                     writer.later()
             return f"closed with code {ws.close_code}"
         except ProtocolError as error:
@@ -352,7 +365,7 @@ class Link:
                 uid = box.mailbox_id.uid.bytes
                 if self._attached.get(uid) is box:
                     del self._attached[uid]
-                box.inbox.lost(protocol.unpack_error(problem))
+                box.inbox.lost(unpack_error(problem))
 
     def _holdings(self) -> list[dict[str, Any]]:
         held = {uid: list(box.inbox.held()) for uid, box in self._attached.items()}
@@ -388,13 +401,11 @@ class Link:
             if call is None or call.done.done():
                 return
             if "error" in reply:
-                call.done.set_exception(protocol.unpack_error(reply))
+                call.done.set_exception(unpack_error(reply))
                 return
             if call.then is not None:
                 call.then(reply["result"])
             call.done.set_result(reply["result"])
-        elif kind == protocol.REFUSE:
-            self._outbox.refuse(*protocol.read_refuse(record))
         elif kind == protocol.LOST:
             uid, error = protocol.read_lost(record)
             box = self._attached.pop(uid, None)
@@ -474,7 +485,7 @@ class Link:
             self._abandon(box)
             raise
         if problem is not None:
-            raise protocol.unpack_error(problem)
+            raise unpack_error(problem)
 
     def _abandon(self, box: Attachment) -> None:
         """Undo an attachment that may be under way, without waiting."""

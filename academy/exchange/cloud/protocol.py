@@ -13,6 +13,7 @@ REPLY    server     number (4), JSON: result or error
 SEND     client     flags (1), sequence (8), answers (8), dest, src, tag, payload
 DELIVER  server     flags (1), number (8), 0 (8), dest, src, tag, payload
 CONFIRM  server     sequence (8): everything up to it is stored or was refused
+CONFIRM  client     sequence (8): every refusal up to it was heard
 REFUSE   server     sequence (8), tag (16), JSON: error
 RECEIPT  client     count (4): so many more deliveries were received
 LOST     server     mailbox (16), JSON: error
@@ -32,12 +33,10 @@ import json
 import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
-from uuid import UUID
 
-from academy import exception
-from academy.exception import AcademyError, ExchangeError, ProtocolError
+from academy.exception import AcademyError, ProtocolError
+from academy.exchange.errors import pack_error, unpack_error
 from academy.exchange.presence import Presence
-from academy.identifier import AgentId, UserId
 
 PROTOCOL = 2
 """Version of this wire; 1 is the REST protocol of other exchanges."""
@@ -214,38 +213,3 @@ def read_lost(record: memoryview) -> tuple[bytes, Exception]:
     """Unpack a LOST record."""
     uid = _LOST.unpack_from(record)[2]
     return uid, unpack_error(read_json(record, _LOST.size))
-
-
-# --- errors cross as the name of their class and their arguments
-
-
-def pack_error(error: AcademyError) -> dict[str, Any]:
-    """Turn an error into what JSON can carry."""
-    arguments = [
-        argument.model_dump(mode="json")
-        if isinstance(argument, AgentId | UserId)
-        else argument
-        if isinstance(argument, str | int | float | None)
-        else str(argument)
-        for argument in error.args
-    ]
-    return {"error": type(error).__name__, "arguments": arguments}
-
-
-def unpack_error(content: Any) -> Exception:
-    """Make the error again; what is not known becomes an `ExchangeError`."""
-    try:
-        kind = getattr(exception, content["error"], None)
-        arguments = [_argument(item) for item in content["arguments"]]
-        if isinstance(kind, type) and issubclass(kind, AcademyError):
-            return kind(*arguments)
-        return ExchangeError(f"{content['error']}: {', '.join(map(str, arguments))}")
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return ExchangeError(f"the exchange answered with {content!r}")
-
-
-def _argument(item: Any) -> Any:
-    if not isinstance(item, dict):
-        return item
-    kind = AgentId if item["role"] == "agent" else UserId
-    return kind(uid=UUID(item["uid"]), name=item.get("name"))

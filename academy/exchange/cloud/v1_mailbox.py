@@ -244,7 +244,10 @@ class V1Mailbox:
 
     def refuse(self, sequence: int, tag: bytes, error: AcademyError) -> None:
         future = self._waiting.pop(sequence, None)
-        if future is not None and not future.done():
+        if future is None:
+            return  # its sender has been told to try again, when the exchange ended
+        self._broker.heard(self._session, sequence)
+        if not future.done():
             future.set_exception(error)
             future.exception()
 

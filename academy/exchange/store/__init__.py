@@ -17,7 +17,7 @@ class Envelope:
     """A message as the broker sees it: addresses, and a payload it never opens.
 
     Attributes:
-        dest: uid of the destination, 16 bytes.
+        dest: uid of the destination, 16 bytes (refusals have a place of their own).
         src: uid of the source, 16 bytes.
         tag: 16 bytes that a request and its response share.
         flags: `RESPONSE`, `FROM_AGENT`, `TO_AGENT`.
