@@ -49,6 +49,7 @@ PAGE = 256
 
 
 Control = Callable[[Changes], Coroutine[Any, Any, Any]]
+Arrival = tuple[Session, int, Envelope]
 
 
 class Broker:
@@ -68,13 +69,14 @@ class Broker:
         self._opened = False
         self._controls: list[tuple[Control, asyncio.Future[Any]]] = []
         self._late_controls: list[tuple[Control, asyncio.Future[Any]]] = []
-        self._arrivals: list[tuple[Session, int, Envelope]] = []
+        self._arrivals: list[Arrival] = []
         self._receipts: list[tuple[Session, int]] = []
         self._departures: list[Session] = []
         self._outgoing: list[tuple[Session, Envelope]] = []
         self._hungry: set[Session] = set()
         self._attendance = Attendance()
-        self._turning: asyncio.Task[None] | None = None
+        self._turning: asyncio.Task[None] | asyncio.Handle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def open(self) -> None:
         """Load what the store holds."""
@@ -91,8 +93,12 @@ class Broker:
 
     async def settle(self) -> None:
         """Wait until nothing is left to do."""
-        while self._turning is not None:
-            await asyncio.wait([self._turning])
+        while (turning := self._turning) is not None:
+            if isinstance(turning, asyncio.Task):
+                await asyncio.wait([turning])
+            else:
+                turning.cancel()
+                self._begin()
 
     async def close(self) -> None:
         """Finish the work at hand and close the store. May be called twice."""
@@ -110,8 +116,8 @@ class Broker:
             pops: it cannot say what it holds. So a message counts as delivered once its
                 receipt is acknowledged, not when it leaves.
         """
-        if self._turning is not None and self._turning.done():
-            self._turning = None  # an event loop before this one has cancelled it
+        if self._loop is not asyncio.get_running_loop():
+            self._turning = None  # it was that of an event loop before this one
         old = self._sessions.get(uid)
         if old is not None:
             self.disconnect(old)
@@ -422,10 +428,52 @@ class Broker:
         await done
 
     def _schedule(self) -> None:
-        self._turning = asyncio.get_running_loop().create_task(self._turns())
+        # Not at once: what else has arrived is to have a part in the transaction.
+        loop = self._loop = asyncio.get_running_loop()
+        self._turning = loop.call_soon(self._begin)
 
-    async def _turns(self) -> None:
+    def _begin(self) -> None:
+        """Take turns here until one may have to wait; a task takes that one."""
+        commit = self._store.commit_now
         try:
+            while commit is not None and self._is_plain():
+                self._plain_turn(commit)
+        except Exception as error:
+            again = self._turns(error)
+        else:
+            if not self._has_work():
+                self._turning = None
+                return
+            again = self._turns()
+        self._turning = asyncio.get_running_loop().create_task(again)
+
+    def _is_plain(self) -> bool:
+        """Whether messages are all there is to do, as in nearly every turn."""
+        return (
+            bool(self._arrivals or self._receipts)
+            and self._opened
+            and not (
+                self._controls
+                or self._late_controls
+                or self._departures
+                or self._hungry
+            )
+        )
+
+    def _plain_turn(self, commit: Callable[[Changes], None]) -> None:
+        changes = Changes()
+        arrivals, self._arrivals = self._arrivals, []
+        self._take_receipts(changes)
+        refused = self._take_arrivals(changes, arrivals)
+        if changes:
+            self._refusals.settle(changes)
+            commit(changes)
+        self._conclude(arrivals, refused)
+
+    async def _turns(self, failed: Exception | None = None) -> None:
+        try:
+            if failed is not None:
+                await self._start_over(failed, [])
             while self._has_work():
                 asked = [done for _, done in (*self._controls, *self._late_controls)]
                 try:
@@ -450,13 +498,11 @@ class Broker:
         controls, self._controls = self._controls, []
         late, self._late_controls = self._late_controls, []
         arrivals, self._arrivals = self._arrivals, []
-        receipts, self._receipts = self._receipts, []
         departures, self._departures = self._departures, []
         answers: list[tuple[asyncio.Future[Any], AcademyError | None]] = []
         if not self._opened:
             await self.open()
-        for session, count in receipts:
-            self._take_receipt(changes, session, count)
+        self._take_receipts(changes)
         for work, done in controls:
             answers.append((done, await self._attempt(work, changes)))
         refused = self._take_arrivals(changes, arrivals)
@@ -472,13 +518,22 @@ class Broker:
                 done.set_result(None)
             else:
                 done.set_exception(problem)
+        self._conclude(arrivals, refused, departures)
+        if self._hungry:
+            await self._catch_up()
+
+    def _conclude(
+        self,
+        arrivals: list[Arrival],
+        refused: list[tuple[Session, Refusal]],
+        departures: Iterable[Session] = (),
+    ) -> None:
+        """Tell everybody what the turn has stored."""
         self._confirm(arrivals, refused)
         self._send()
         for session in departures:
             self._depart(session)
         self._attendance.tell_all()
-        if self._hungry:
-            await self._catch_up()
 
     async def _attempt(self, work: Control, changes: Changes) -> AcademyError | None:
         try:
@@ -488,6 +543,11 @@ class Broker:
         except AcademyError as error:
             return error
         return None
+
+    def _take_receipts(self, changes: Changes) -> None:
+        receipts, self._receipts = self._receipts, []
+        for session, count in receipts:
+            self._take_receipt(changes, session, count)
 
     def _take_receipt(self, changes: Changes, session: Session, count: int) -> None:
         in_flight = session.in_flight
@@ -518,7 +578,7 @@ class Broker:
         return True
 
     def _take_arrivals(
-        self, changes: Changes, arrivals: list[tuple[Session, int, Envelope]]
+        self, changes: Changes, arrivals: list[Arrival]
     ) -> list[tuple[Session, Refusal]]:
         refused = []
         sequences = self._sequences
@@ -613,9 +673,7 @@ class Broker:
         self._outgoing.append((session, envelope))
 
     def _confirm(
-        self,
-        arrivals: list[tuple[Session, int, Envelope]],
-        refused: list[tuple[Session, Refusal]],
+        self, arrivals: list[Arrival], refused: list[tuple[Session, Refusal]]
     ) -> None:
         for session, refusal in refused:
             if session.open:

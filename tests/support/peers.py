@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import itertools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
@@ -169,12 +171,15 @@ class BrittleStore:
     Nothing is shared with who commits or reads, as if there were a file in between.
 
     Attributes:
+        waits: whether a commit takes a turn of the event loop, as one through a
+            network does.
         failures: how many of the next commits fail.
         commits: transactions that were written.
     """
 
-    def __init__(self, inner: Store) -> None:
+    def __init__(self, inner: Store, waits: bool = False) -> None:
         self.inner = inner
+        self.waits = waits
         self.failures = 0
         self.commits = 0
 
@@ -184,18 +189,33 @@ class BrittleStore:
         return contents
 
     async def commit(self, changes: Changes) -> None:
+        if self.waits:
+            await asyncio.sleep(0)
+        await self.inner.commit(self._taken(changes))
+        self.commits += 1
+
+    @property
+    def commit_now(self) -> Callable[[Changes], None] | None:
+        inner = self.inner.commit_now
+        if self.waits or inner is None:
+            return None
+
+        def commit(changes: Changes) -> None:
+            inner(self._taken(changes))
+            self.commits += 1
+
+        return commit
+
+    def _taken(self, changes: Changes) -> Changes:
         if self.failures:
             self.failures -= 1
             raise StorageError("no space left on device")
         records = changes.mailboxes
-        await self.inner.commit(
-            replace(
-                changes,
-                mailboxes={uid: replace(record) for uid, record in records.items()},
-                added=[copy.copy(envelope) for envelope in changes.added],
-            )
+        return replace(
+            changes,
+            mailboxes={uid: replace(record) for uid, record in records.items()},
+            added=[copy.copy(envelope) for envelope in changes.added],
         )
-        self.commits += 1
 
     async def pending(self, dest: bytes, after: int, limit: int) -> list[Envelope]:
         found = await self.inner.pending(dest, after, limit)

@@ -42,9 +42,9 @@ def limits() -> Limits:
     return Limits()
 
 
-@pytest.fixture
-def store() -> BrittleStore:
-    return BrittleStore(MemoryStore())
+@pytest.fixture(params=["plain", "waits"])
+def store(request: pytest.FixtureRequest) -> BrittleStore:
+    return BrittleStore(MemoryStore(), waits=request.param == "waits")
 
 
 @pytest.fixture
@@ -154,6 +154,8 @@ async def test_a_message_is_confirmed_and_delivered_after_it_was_stored(
 class GatedStore(MemoryStore):
     """Its commits wait for a gate."""
 
+    commit_now = None
+
     def __init__(self) -> None:
         super().__init__()
         self.gate = asyncio.Event()
@@ -168,7 +170,7 @@ class GatedStore(MemoryStore):
         if self.failing:
             self.failing = False
             raise StorageError("no space left on device")
-        await super().commit(changes)
+        MemoryStore.commit_now(self, changes)
 
 
 async def test_a_request_stays_until_it_is_answered(
@@ -977,6 +979,8 @@ async def test_a_store_that_cannot_be_opened_again_is_tried_with_the_next_messag
 
 class NoStore(MemoryStore):
     """A disk that is gone."""
+
+    commit_now = None
 
     async def open(self) -> Contents:
         raise StorageError("input/output error")

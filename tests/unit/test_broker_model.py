@@ -450,6 +450,7 @@ class BrokerMachine(RuleBasedStateMachine):
         turning = self.broker._turning
         if turning is not None:
             turning.cancel()
+        if isinstance(turning, asyncio.Task):
             await asyncio.wait([turning])
         await self.brittle.close()
 

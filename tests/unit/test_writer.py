@@ -29,10 +29,8 @@ class Wire:
 @pytest.fixture
 async def wire() -> AsyncIterator[Wire]:
     wire = Wire()
-    running = asyncio.create_task(wire.writer.run())
     yield wire
-    running.cancel()
-    await asyncio.wait([running])
+    await wire.writer.close()
 
 
 async def test_what_is_put_in_one_turn_leaves_together(wire: Wire) -> None:
@@ -68,12 +66,10 @@ async def test_what_can_wait_leaves_by_itself_when_nothing_else_does() -> None:
 
     records = [b"late"]
     writer = Writer(send, lambda: records.pop() if records else b"")
-    running = asyncio.create_task(writer.run())
     writer.later()
     writer.later()
     assert await sent == b"late"
-    running.cancel()
-    await asyncio.wait([running])
+    await writer.close()
 
 
 async def test_nothing_is_sent_when_there_is_nothing_late_any_more(wire: Wire) -> None:
@@ -86,3 +82,59 @@ async def test_nothing_is_sent_when_there_is_nothing_late_any_more(wire: Wire) -
     wire.writer.put(b"two ")
     await wire.writer.flushed()
     assert wire.sent == [b"one late", b"two later"]
+
+
+class Narrow:
+    """A WebSocket that has room for the next message when it is told so."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.room = asyncio.Event()
+        self.lost = False
+        self.writer = Writer(self._send, bytes)
+
+    async def _send(self, data: bytes) -> None:
+        self.sent.append(data)
+        await self.room.wait()
+        if self.lost:
+            raise ConnectionResetError
+
+
+async def test_what_comes_while_there_is_no_room_leaves_together_and_in_order() -> None:
+    wire = Narrow()
+    wire.writer.put(b"one")
+    await asyncio.sleep(0)
+    for record in (b"two", b"three", bytes(CHUNK_BYTES), b"four"):
+        wire.writer.put(record)
+        await asyncio.sleep(0)
+    assert wire.sent == [b"one"]
+    wire.room.set()
+    await wire.writer.flushed()
+    assert wire.sent == [b"one", b"twothree" + bytes(CHUNK_BYTES), b"four"]
+    await wire.writer.close()
+
+
+async def test_a_lost_connection_ends_the_writer_without_an_error() -> None:
+    wire = Narrow()
+    wire.lost = True
+    wire.writer.put(b"one")
+    await asyncio.sleep(0)
+    wire.room.set()
+    await wire.writer.flushed()
+    wire.writer.put(b"two")
+    await wire.writer.flushed()
+    assert wire.sent == [b"one"]
+    await wire.writer.close()
+
+
+async def test_a_writer_that_is_closed_waits_for_room_no_more() -> None:
+    wire = Narrow()
+    wire.writer.put(b"one")
+    await asyncio.sleep(0)
+    wire.writer.put(b"two")
+    await wire.writer.close()
+    await wire.writer.close()
+    wire.room.set()
+    await asyncio.sleep(0)
+    assert wire.sent == [b"one"]
+    assert asyncio.all_tasks() == {asyncio.current_task()}

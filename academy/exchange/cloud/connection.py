@@ -81,7 +81,6 @@ class Connection:
 
     async def serve(self) -> None:
         """Work until the connection ends."""
-        writing = asyncio.create_task(self._write())
         broker = self._broker
         self._writer.put(
             protocol.welcome(
@@ -107,9 +106,7 @@ class Connection:
             await self.close(WSCloseCode.PROTOCOL_ERROR, str(error))
         finally:
             broker.disconnect(self._session)
-            writing.cancel()
-            with suppress(asyncio.CancelledError):
-                await writing
+            await self._writer.close()
 
     async def _work_off(self, data: bytes) -> None:
         calls: list[Call] = []
@@ -138,10 +135,6 @@ class Connection:
                 await asyncio.sleep(0)
         if calls:
             await self._answer(calls)
-
-    async def _write(self) -> None:
-        with suppress(ConnectionError):  # the reading side learns of it as well
-            await self._writer.run()
 
     async def close(self, code: int, reason: str = "") -> None:
         """Send what is queued and close the WebSocket."""

@@ -277,7 +277,6 @@ class Link:
         """Work with a connection until it is lost; return why."""
         receipts = Receipts()
         writer = Writer(ws.send_bytes, receipts.take)
-        writing = asyncio.create_task(_write(writer))
         try:
             async for message in ws:
                 if message.type is not aiohttp.WSMsgType.BINARY:
@@ -305,8 +304,7 @@ class Link:
             return str(error)
         finally:
             self._writer = None
-            writing.cancel()
-            await asyncio.wait([writing])
+            await writer.close()
             await ws.close()
 
     def _resume(self, writer: Writer, welcome: dict[str, Any]) -> None:
@@ -574,11 +572,6 @@ class Link:
         self._outbox.add(message, inbox, record, stored)
         if self._writer is not None:
             self._writer.put(record)
-
-
-async def _write(writer: Writer) -> None:
-    with suppress(ConnectionError, aiohttp.ClientError):  # the reader learns of it
-        await writer.run()
 
 
 def is_unknown_path(error: ExchangeError) -> bool:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import types
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
+from typing import Any
 
 from academy.serialize import Part
 
@@ -12,30 +16,39 @@ CHUNK_BYTES = 1_000_000
 LATE_SECONDS = 0.005
 """How long a record that can wait for company waits for it."""
 
+Sending = Coroutine[Any, Any, None]
+
 
 class Writer:
     """Sends records over one WebSocket; a record is never cut in two.
 
-    Invariant: `_parts` is what was queued since the last full chunk, `_size` its
-    bytes, and `_chunks` the full ones before it.
+    Most messages leave in a plain callback of the event loop, since the WebSocket has
+    room for them. When it has none, a task waits for that and sends what has come
+    meanwhile.
+
+    Invariants: `_parts` is what was queued since the last full chunk, `_size` its
+    bytes, and `_chunks` the full ones before it. `_due` says that a callback will
+    send them; `_rest` is the task that does so.
 
     Args:
-        send: sends one WebSocket message; an error of it ends the writer.
+        send: sends one WebSocket message. A lost connection ends the writer: the
+            reader of the WebSocket learns of it as well.
         late: returns the record that can wait for company (see `later`), or nothing.
     """
 
     def __init__(
-        self, send: Callable[[bytes], Awaitable[None]], late: Callable[[], bytes]
+        self, send: Callable[[bytes], Sending], late: Callable[[], bytes]
     ) -> None:
         self._send = send
         self._late = late
+        self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._parts: list[Part] = []
         self._size = 0
-        self._chunks: list[list[Part]] = []
-        self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._chunks: deque[list[Part]] = deque()
+        self._due = False
+        self._rest: asyncio.Task[None] | None = None
+        self._closed = False
 
     def put(self, record: Part) -> None:
         """Queue one record."""
@@ -53,8 +66,7 @@ class Writer:
         What only says that something has arrived need not wake the far side.
         """
         if self._timer is None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(LATE_SECONDS, self._late_is_due)
+            self._timer = self._loop.call_later(LATE_SECONDS, self._late_is_due)
 
     def put_late(self) -> None:
         """Queue what could wait for company, if there is any."""
@@ -71,26 +83,68 @@ class Writer:
             self._chunks.append(self._parts)
             self._parts = []
             self._size = 0
-        if not self._wake.is_set():
-            self._wake.set()
-            self._idle.clear()
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self._flush)
 
     async def flushed(self) -> None:
         """Wait until everything queued has been handed to the WebSocket."""
-        await self._idle.wait()
+        self._flush()
+        if self._rest is not None:
+            await asyncio.wait([self._rest])
 
-    async def run(self) -> None:
-        """Send what is queued until cancelled."""
-        while True:
-            await self._wake.wait()
-            self.put_late()
-            chunks, self._chunks = self._chunks, []
-            if self._parts:
-                chunks.append(self._parts)
-                self._parts = []
-                self._size = 0
-            for chunk in chunks:
-                await self._send(b"".join(chunk))
-            if not self._parts and not self._chunks:
-                self._wake.clear()
-                self._idle.set()
+    async def close(self) -> None:
+        """Send nothing more. May be called twice."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._rest is not None:
+            self._rest.cancel()
+            await asyncio.wait([self._rest])
+
+    def _flush(self) -> None:
+        try:
+            while not self._closed and self._rest is None and (data := self._next()):
+                sending = self._send(data)
+                try:
+                    waits_for = sending.send(None)
+                except StopIteration:
+                    continue
+                rest = self._send_rest(_go_on(sending, waits_for))
+                self._rest = self._loop.create_task(rest)
+        except ConnectionError:
+            self._closed = True
+        finally:
+            self._due = False
+
+    def _next(self) -> bytes:
+        """Return the next WebSocket message, empty if there is none."""
+        if self._chunks:
+            return b"".join(self._chunks.popleft())
+        if not self._parts:
+            return b""
+        self.put_late()
+        parts, self._parts = self._parts, []
+        self._size = 0
+        return b"".join(parts)
+
+    async def _send_rest(self, sending: Sending) -> None:
+        try:
+            with suppress(ConnectionError):
+                await sending
+                while data := self._next():
+                    await self._send(data)
+                return
+            self._closed = True
+        finally:
+            self._rest = None
+
+
+@types.coroutine
+def _go_on(sending: Sending, waits_for: Any) -> Generator[Any, Any, None]:
+    """Let a task finish a coroutine that was begun outside of any."""
+    try:
+        yield waits_for
+        yield from sending
+    finally:
+        sending.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -145,6 +146,13 @@ class Store(Protocol):
 
     async def commit(self, changes: Changes) -> None:
         """Write all changes, or none."""
+
+    @property
+    def commit_now(self) -> Callable[[Changes], None] | None:
+        """`commit` as a plain function; None where it waits for a disk or a network.
+
+        Most turns of a broker have nothing else to wait for, and cost less then.
+        """
 
     async def pending(self, dest: bytes, after: int, limit: int) -> list[Envelope]:
         """Return up to `limit` messages of a mailbox numbered above `after`."""

@@ -23,6 +23,9 @@ class MemoryStore:
         return Contents(mailboxes, dict(self._sessions), waiting, self._last_number)
 
     async def commit(self, changes: Changes) -> None:
+        self.commit_now(changes)
+
+    def commit_now(self, changes: Changes) -> None:
         self._mailboxes.update(changes.mailboxes)
         self._sessions.update(changes.sessions)
         messages = self._messages

@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import sqlite3
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -128,14 +129,25 @@ class SqliteStore:
             last_number=last,
         )
 
+    @property
+    def commit_now(self) -> Callable[[Changes], None] | None:
+        return self._write_here if self._durability == "process" else None
+
+    def _write_here(self, changes: Changes) -> None:
+        self._write(changes)
+        self._count()
+
     async def commit(self, changes: Changes) -> None:
-        if self._durability == "power":
-            if self._worker is None:
-                self._worker = ThreadPoolExecutor(1, "sqlite")
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._worker, self._write, changes)
-        else:
-            self._write(changes)
+        if self._durability == "process":
+            self._write_here(changes)
+            return
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, "sqlite")
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._worker, self._write, changes)
+        self._count()
+
+    def _count(self) -> None:
         self._commits += 1
         if not self._commits % 1024 and self._checkpoint is None:
             self._start_checkpoint()
