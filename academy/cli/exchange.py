@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -43,15 +44,12 @@ def start(
     """
     from academy.exchange.cloud import daemon
     from academy.exchange.cloud.config import ExchangeServingConfig
+    from academy.exchange.cloud.settings import variable
 
-    if config is not None and (host is not None or port is not None or insecure):
-        raise typer.BadParameter("host, port and insecure are set in the file.")
-    if config is None:
-        default = ExchangeServingConfig()
-        host = default.host if host is None else host
-        port = default.port if port is None else port
-        config = daemon.write_config(host, port, insecure)
-    wanted = ExchangeServingConfig.from_toml(config)
+    for key, value in (("host", host), ("port", port), ("insecure", insecure or None)):
+        if value is not None:  # Over what the file and the environment say.
+            os.environ[variable(key)] = str(value)
+    wanted = ExchangeServingConfig.load(config)
     for other in daemon.daemons():
         if other.is_here and other.url.endswith(f":{wanted.port}"):
             raise daemon.DaemonError(

@@ -81,9 +81,18 @@ def test_an_exchange_takes_its_settings_from_a_file(port: str, tmp_path: Path) -
     config.write_text(f'port = {port}\n[backend]\nkind = "memory"\n')
     result = academy("exchange", "start", "--config", str(config))
     assert f"http://127.0.0.1:{port}" in result.stdout
-    refused = academy("exchange", "start", "--config", str(config), "--port", "1")
-    assert refused.returncode != 0
-    assert "are set in the file" in refused.stderr
+
+
+def test_an_option_counts_before_the_environment_and_the_file(
+    port: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "exchange.toml"
+    config.write_text('port = 1\n[auth]\nmethod = "none"\n')
+    monkeypatch.setenv("ACADEMY_EXCHANGE__PORT", "2")
+    monkeypatch.setenv("ACADEMY_EXCHANGE__BACKEND__PATH", str(tmp_path / "x.db"))
+    assert f":{port} " in start(port, "--config", str(config))
+    assert (tmp_path / "x.db").exists()
+    asyncio.run(round_trip(f"http://127.0.0.1:{port}"))
 
 
 def test_an_insecure_exchange_says_so(port: str) -> None:

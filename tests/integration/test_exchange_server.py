@@ -129,6 +129,25 @@ def test_an_unknown_key_in_its_configuration_is_named_with_its_neighbours(
     assert "Traceback" not in ended.stderr
 
 
+def test_a_configuration_is_checked_and_shown_without_starting_anything(
+    tmp_path: Path, academy_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "exchange.toml"
+    config.write_text("port = 1\n")
+    monkeypatch.setenv("ACADEMY_EXCHANGE__BACKEND__KIND", "memory")
+    shown = run_exchange("--check", "--config", str(config))
+
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert f"port = 1  # {config}" in shown.stdout
+    assert 'kind = "memory"  # ACADEMY_EXCHANGE__BACKEND__KIND' in shown.stdout
+    assert not academy_home.exists()
+
+    monkeypatch.setenv("ACADEMY_EXCHANGE__PROT", "1")
+    refused = run_exchange("--check")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "ACADEMY_EXCHANGE__PROT: did you mean" in refused.stderr
+
+
 def test_a_configuration_that_is_not_there_is_named(tmp_path: Path) -> None:
     ended = run_exchange("--config", str(tmp_path / "none.toml"))
 
@@ -242,6 +261,15 @@ def test_a_spawned_exchange_ends_and_tidies_up_when_its_parent_is_killed(
 
     child.wait(30)
     assert list(temporary.iterdir()) == []
+
+
+def test_a_spawned_exchange_is_not_what_the_environment_says_of_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ACADEMY_EXCHANGE__PORT", "1")
+    monkeypatch.setenv("ACADEMY_EXCHANGE__PROT", "1")
+    with spawn_http_exchange() as factory:
+        assert not factory.url.endswith(":1")
 
 
 async def test_a_spawned_exchange_ends_with_its_block() -> None:

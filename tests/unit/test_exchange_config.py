@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import stat
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel, SecretStr
 
 from academy.exception import UnauthorizedError
 from academy.exchange.cloud.auth import OpenAuthority, TokenAuthority
-from academy.exchange.cloud.config import ExchangeServingConfig
+from academy.exchange.cloud.config import (
+    BackendConfig,
+    ExchangeServingConfig,
+    LimitsConfig,
+)
+from academy.exchange.cloud.settings import Settings, keys
 from academy.exchange.mailbox import Limits
 from academy.exchange.store.memory import MemoryStore
 from academy.exchange.store.sqlite import SqliteStore
+
+ROOT = Path(__file__).parents[2]
 
 EVERYTHING = """
 host = "0.0.0.0"
@@ -134,6 +145,159 @@ def test_what_is_not_toml_is_refused_with_the_place(file: Path) -> None:
 def test_a_file_that_is_not_there_is_named(file: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"exchange\.toml"):
         ExchangeServingConfig.from_toml(file)
+
+
+# --- the environment
+
+
+def test_a_variable_counts_before_the_file_and_the_file_before_the_default(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text('port = 1\nhost = "login1"\n[backend]\npath = "/a.db"\n')
+    monkeypatch.setenv("ACADEMY_EXCHANGE__PORT", "2")
+    monkeypatch.setenv("ACADEMY_EXCHANGE__BACKEND__KIND", "memory")
+    monkeypatch.setenv("ACADEMY_EXCHANGE__LIMITS__MAX_MESSAGE_BYTES", "")
+    config = ExchangeServingConfig.load(file)
+
+    assert (config.host, config.port) == ("login1", 2)
+    assert config.backend == BackendConfig(kind="memory", path=Path("/a.db"))
+    assert config.limits == LimitsConfig()
+    assert ExchangeServingConfig.load().port == 2
+    assert ExchangeServingConfig.from_toml(file).port == 1
+    assert ExchangeServingConfig().port == 8700
+
+
+def test_a_section_can_be_one_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACADEMY_EXCHANGE__BACKEND", '{"kind": "memory"}')
+    assert ExchangeServingConfig.load().backend.kind == "memory"
+
+    monkeypatch.setenv("ACADEMY_EXCHANGE__BACKEND", "memory")
+    with pytest.raises(ValueError, match=r'environment: .*"backend".*Expecting value'):
+        ExchangeServingConfig.load()
+
+
+def test_what_clients_read_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TOKEN", "CLIENT_ID", "SECRET"):
+        monkeypatch.setenv(f"ACADEMY_EXCHANGE_{name}", "x")
+    assert ExchangeServingConfig.load() == ExchangeServingConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("PROT", "unknown variable ACADEMY_EXCHANGE__PROT: did you mean {}PORT?"),
+        ("BACKEND__PAHT", "BACKEND__PAHT: did you mean {}BACKEND__PATH?"),
+        ("LOGGER_LEVEL", "LOGGER_LEVEL: did you mean {}LOGGER__LEVEL?"),
+        ("HOST__NAME", "HOST__NAME: did you mean {}HOST?"),
+        ("PORT", "ACADEMY_EXCHANGE__PORT = 'x': Input should be a valid integer"),
+        ("AUTH__METHOD", "ACADEMY_EXCHANGE__AUTH__METHOD = 'x': Input should be "),
+    ],
+)
+def test_a_wrong_variable_is_named_as_it_was_written(
+    monkeypatch: pytest.MonkeyPatch, name: str, words: str
+) -> None:
+    monkeypatch.setenv(f"ACADEMY_EXCHANGE__{name}", "x")
+    with pytest.raises(ValueError, match=r"^environment:\n") as refused:
+        ExchangeServingConfig.load()
+    assert words.format("ACADEMY_EXCHANGE__") in str(refused.value)
+
+
+def test_problems_of_file_and_environment_are_told_apart(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text("prot = 1\n[logger]\nlevel = 'LOUD'\n")
+    monkeypatch.setenv("ACADEMY_EXCHANGE__PORT", "70000")
+    with pytest.raises(ValueError, match="LOUD") as refused:
+        ExchangeServingConfig.load(file)
+    of_file, of_environment = str(refused.value).split("\nenvironment:\n")
+
+    assert of_file.startswith(f"{file}:\n")
+    assert "logger.level" in of_file
+    assert "unknown key 'prot'" in of_file
+    assert of_environment.startswith("  ACADEMY_EXCHANGE__PORT = '70000'")
+    assert "\n" not in of_environment
+
+
+# --- what holds, and what the pages say
+
+
+def test_the_configuration_is_shown_with_who_chose_what(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text('insecure = true\n[backend]\npath = "/b.db"\n')
+    monkeypatch.setenv("ACADEMY_EXCHANGE__LOGGER__LEVEL", "debug")
+    settings = ExchangeServingConfig.settings(file)
+    config = settings.validate(ExchangeServingConfig)
+    shown = settings.describe(config)
+
+    for line in (
+        f"insecure = true  # {file}",
+        "port = 8700  # default",
+        'method = "none"  # derived',
+        "# key_file is not set",
+        f'path = "/b.db"  # {file}',
+        'level = "DEBUG"  # ACADEMY_EXCHANGE__LOGGER__LEVEL',
+    ):
+        assert line in shown.splitlines()
+    file.write_text(shown)
+    monkeypatch.undo()
+    assert ExchangeServingConfig.from_toml(file) == config
+
+
+def test_a_configuration_is_shown_without_secrets() -> None:
+    class Section(BaseModel):
+        url: str = "redis://user:hunter2@host:1/0"
+        more: list[str] = ["unix://:hunter2@/tmp/socket"]
+        words: SecretStr = SecretStr("hunter2")
+
+    shown = Settings().describe(Section())
+    assert "hunter2" not in shown
+    assert '"redis://user:**********@host:1/0"' in shown
+
+
+def test_a_password_in_a_wrong_value_is_not_told(file: Path) -> None:
+    assert "hunter2" not in refusal(file, 'port = "redis://:hunter2@host"\n')
+
+
+DEFAULTS = ExchangeServingConfig().model_dump(mode="json")
+KEYS = [*keys(ExchangeServingConfig)]
+
+
+def at(content: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        content = content.get(key, {})
+    return content
+
+
+@pytest.mark.parametrize("path", KEYS, ids=".".join)
+def test_each_key_is_in_the_example_and_documented_with_its_default(
+    path: tuple[str, ...],
+) -> None:
+    example = (ROOT / "configs" / "exchange.toml").read_text()
+    *_, key = path
+    table = (ROOT / "docs" / "exchange.md").read_text()
+    row = re.search(rf"^\| `{'.'.join(path)}` \| (.+?) \|", table, flags=re.MULTILINE)
+    assert row is not None
+    if (default := at(DEFAULTS, path)) is None:
+        start = f"\n[{path[0]}]\n" if len(path) > 1 else ""
+        of_section = example[example.index(start) :].split("\n[")[bool(start)]
+        assert f"\n# {key} = " in of_section
+    else:
+        assert at(tomllib.loads(example), path) == default
+        assert tomllib.loads(f"x = {row[1].strip('`')}")["x"] == default
+
+
+def test_nothing_else_is_documented_or_in_the_example(file: Path) -> None:
+    table = (ROOT / "docs" / "exchange.md").read_text()
+    _, _, rows = table.partition("| Key | Default | Meaning |")
+    rows, _, _ = rows.partition("\n\n")
+    documented = re.findall(r"^\| `([\w.]+)` ", rows, flags=re.MULTILINE)
+    assert documented == [".".join(path) for path in KEYS]
+
+    example = (ROOT / "configs" / "exchange.toml").read_text()
+    with_all = re.sub(r"^# (?=\w+ = )", "", example, flags=re.MULTILINE)
+    file.write_text(with_all)
+    ExchangeServingConfig.from_toml(file)
 
 
 # --- what it makes

@@ -32,6 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m academy.exchange.cloud")
     parser.add_argument("--config", help="a TOML file (see configs/exchange.toml)")
     parser.add_argument(
+        "--check",
+        action="store_true",
+        help="show the configuration, as file and environment make it, and end",
+    )
+    parser.add_argument(
         "--until-parent-ends",
         action="store_true",
         help="stop when the process that has started this one is gone",
@@ -39,9 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--remove", metavar="FOLDER", help="do so when it has stopped")
     options = parser.parse_args(arguments)
     try:
-        config = ExchangeServingConfig()
-        if options.config:
-            config = ExchangeServingConfig.from_toml(options.config)
+        settings = ExchangeServingConfig.settings(options.config)
+        config = settings.validate(ExchangeServingConfig)
+        if options.check:
+            print(settings.describe(config))
+            return 0
         logging.basicConfig(
             level=config.logger.level,
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",

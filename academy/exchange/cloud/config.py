@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import getpass
 import logging
-import tomllib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from academy.exchange.cloud.auth import (
     DEFAULT_NAMESPACE,
@@ -19,6 +16,7 @@ from academy.exchange.cloud.auth import (
     TokenAuthority,
 )
 from academy.exchange.cloud.credentials import signing_key
+from academy.exchange.cloud.settings import Settings
 from academy.exchange.mailbox import Limits
 from academy.home import local_directory, private_directory
 
@@ -164,40 +162,27 @@ class ExchangeServingConfig(_Section):
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
-        """Read a configuration file.
+        """Read a configuration file, and nothing but that.
 
         Raises:
             ValueError: it is not TOML, or a key or value in it is not known; the
                 message names the key, the value and the nearest right ones.
             FileNotFoundError: it does not exist.
         """
-        path = Path(path)
-        try:
-            content = tomllib.loads(path.read_text())
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{path} is not TOML: {error}") from error
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            problems = "\n".join(_problems(cls, error))
-            raise ValueError(f"{path}:\n{problems}") from error
+        return Settings().read_file(path).validate(cls)
 
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> Self:
+        """Read what an operator has chosen: environment over file over defaults.
 
-def _problems(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
-    for item in error.errors():
-        key = ".".join(map(str, item["loc"]))
-        if item["type"] == "extra_forbidden":
-            known = list(_section(model, item["loc"][:-1]).model_fields)
-            near = difflib.get_close_matches(str(item["loc"][-1]), known, 1)
-            hint = f", did you mean {near[0]!r}?" if near else "."
-            yield f"  unknown key {key!r}{hint} Known here: {', '.join(known)}."
-        else:
-            yield f"  {key} = {item['input']!r}: {item['msg']}"
+        Raises:
+            ValueError: as `from_toml`, for variables of the environment as well.
+            FileNotFoundError: the file does not exist.
+        """
+        return cls.settings(path).validate(cls)
 
-
-def _section(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel]:
-    for name in path:
-        inner = model.model_fields[name].annotation
-        assert isinstance(inner, type)
-        model = inner
-    return model
+    @classmethod
+    def settings(cls, path: str | Path | None = None) -> Settings:
+        """Read it unchecked, to tell where each value comes from."""
+        settings = Settings() if path is None else Settings().read_file(path)
+        return settings.read_environment(cls)

@@ -5,7 +5,6 @@ What is known of it lies in `exchange.json` under the Academy home (mode 0600).
 
 from __future__ import annotations
 
-import json
 import select
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import psutil
 
 from academy.exception import ExchangeError
 from academy.exchange.cloud.credentials import forget, known_exchanges, remember
-from academy.home import get_academy_home, private_directory, write_private
+from academy.home import get_academy_home, private_directory
 
 START_TIMEOUT = 30.0
 """Seconds until the exchange has to listen."""
@@ -103,18 +102,23 @@ def find(url: str | None = None) -> Daemon:
     return known[0]
 
 
-def start(config_file: Path) -> Daemon:
+def start(config_file: Path | None = None) -> Daemon:
     """Start an exchange that goes on when this program ends.
+
+    Args:
+        config_file: what is chosen; the environment of this program counts as well.
 
     Raises:
         DaemonError: it did not start; says why, in its own words.
     """
     log = private_directory(get_academy_home()) / "exchange.log"
     command = [sys.executable, "-m", "academy.exchange.cloud"]
+    if config_file is not None:
+        command += ["--config", str(config_file)]
     with log.open("a") as output:
         begun = log.stat().st_size
         process = subprocess.Popen(
-            [*command, "--config", str(config_file)],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=output,
@@ -148,13 +152,6 @@ def _announced(process: subprocess.Popen[str]) -> str | None:
         return None
     process.returncode = 0  # it goes on, and is not waited for here
     return url
-
-
-def write_config(host: str, port: int, insecure: bool) -> Path:
-    """Write a configuration file with these values, under the Academy home."""
-    values = {"host": host, "port": port, "insecure": insecure}
-    lines = [f"{key} = {json.dumps(value)}\n" for key, value in values.items()]
-    return write_private(get_academy_home() / "exchange.started.toml", "".join(lines))
 
 
 def stop(daemon: Daemon) -> None:

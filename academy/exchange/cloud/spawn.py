@@ -16,6 +16,7 @@ from pathlib import Path
 from academy.exception import ExchangeConnectionError
 from academy.exchange.cloud.client import HttpExchangeFactory
 from academy.exchange.cloud.config import AuthConfig
+from academy.exchange.cloud.settings import PREFIX
 from academy.home import private_directory, write_private
 
 
@@ -66,7 +67,7 @@ def spawn_http_exchange(
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,  # Ctrl-C is for this process, which ends the other
-            env={**os.environ, "ACADEMY_HOME": str(home)},
+            env=_environment(home),
         )
         try:
             url = _first_line(process, timeout)
@@ -76,6 +77,12 @@ def spawn_http_exchange(
             yield HttpExchangeFactory(url, token=token)
         finally:
             _end(process)
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """Return ours without what is meant for an exchange that an operator runs."""
+    ours = {k: v for k, v in os.environ.items() if not k.upper().startswith(PREFIX)}
+    return {**ours, "ACADEMY_HOME": str(home)}
 
 
 def _first_line(process: subprocess.Popen[str], timeout: float) -> str:
