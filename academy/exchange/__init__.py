@@ -18,6 +18,10 @@ from academy.exchange.transport import AgentRegistration, ExchangeTransport
 
 if TYPE_CHECKING:
     from academy.exchange.cloud.client import HttpExchangeFactory, HttpExchangeTransport
+    from academy.exchange.cloud.globus import (
+        GlobusExchangeFactory,
+        GlobusExchangeTransport,
+    )
     from academy.exchange.local import LocalExchangeFactory, LocalExchangeTransport
 
 # Imported when asked for: workers do not pay for what they do not use.
@@ -26,6 +30,8 @@ _LAZY = {
     "LocalExchangeTransport": "academy.exchange.local",
     "HttpExchangeFactory": "academy.exchange.cloud.client",
     "HttpExchangeTransport": "academy.exchange.cloud.client",
+    "GlobusExchangeFactory": "academy.exchange.cloud.globus",
+    "GlobusExchangeTransport": "academy.exchange.cloud.globus",
 }
 
 
@@ -42,6 +48,8 @@ __all__ = [
     "ExchangeClientConfig",
     "ExchangeFactory",
     "ExchangeTransport",
+    "GlobusExchangeFactory",
+    "GlobusExchangeTransport",
     "HttpExchangeFactory",
     "HttpExchangeTransport",
     "LocalExchangeFactory",

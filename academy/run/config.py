@@ -4,7 +4,7 @@ The agent keeps its mailbox from run to run: the first one writes what it needs 
 that back into the file, as `[agent_registration]`::
 
     [exchange]
-    exchange_type = "http"                # then the parameters of its factory
+    exchange_type = "http"                # or "globus"; then its factory's parameters
     url = "http://login1:8700"
 
     [agent]
@@ -25,7 +25,7 @@ import logging
 import pickle
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -48,6 +48,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SECTIONS = ("exchange", "agent", "config", "agent_registration")
+FACTORIES = {
+    "http": "academy.exchange.cloud.client.HttpExchangeFactory",
+    "globus": "academy.exchange.cloud.globus.GlobusExchangeFactory",
+}
+"""By exchange_type, what makes clients; imported when asked for."""
+OF_GLOBUS = ("exchange_type", "client_id", "secret")
+"""What a registration at an exchange with Globus Auth has besides."""
 
 
 class RunConfigError(AcademyError, ValueError):
@@ -126,11 +133,14 @@ class RunConfig:
         return registration
 
     def _write_back(self, registration: AgentRegistration[Any]) -> None:
-        section = f'[agent_registration]\nuid = "{registration.agent_id.uid}"\n'
-        if registration.agent_id.name is not None:
-            section += f"name = {json.dumps(registration.agent_id.name)}\n"
-        if registration.token is not None:
-            section += f"token = {json.dumps(registration.token)}\n"
+        facts = {
+            field.name: getattr(registration, field.name)
+            for field in fields(registration)
+        }
+        aid = facts.pop("agent_id")
+        facts = {"uid": str(aid.uid), "name": aid.name, **facts}
+        lines = [f"{k} = {json.dumps(v)}" for k, v in facts.items() if v is not None]
+        section = "\n".join(["[agent_registration]", *lines, ""])
         # A link is to stay one; the token is for nobody else.
         path = self.path.resolve()
         write_private(path, f"{path.read_text().rstrip()}\n\n{section}")
@@ -150,18 +160,20 @@ def _check_keys(given: Iterable[str], known: Iterable[str], where: str = "") -> 
 def _factory(section: Mapping[str, Any]) -> ExchangeFactory:
     parameters = dict(section)
     kind = parameters.pop("exchange_type", None)
-    if kind != "http":
+    if kind not in FACTORIES:
         raise RunConfigError(
-            f"[exchange] exchange_type is {kind!r}; this version supports: http."
+            f"[exchange] exchange_type is {kind!r}; this version supports: "
+            f"{', '.join(FACTORIES)}."
         )
-    from academy.exchange.cloud.client import HttpExchangeFactory
-
-    signature = inspect.signature(HttpExchangeFactory)
-    _check_keys(parameters, signature.parameters.keys() - {"config"}, "[exchange] ")
+    module, _, name = FACTORIES[kind].rpartition(".")
+    make = getattr(importlib.import_module(module), name)
+    known = inspect.signature(make).parameters.keys() - {"config", "globus_app"}
+    _check_keys(parameters, known, "[exchange] ")
     try:
-        return HttpExchangeFactory(**parameters)
+        factory: ExchangeFactory = make(**parameters)
     except (TypeError, ValueError) as error:
         raise RunConfigError(f"[exchange] {error}") from error
+    return factory
 
 
 def _runtime_config(section: Mapping[str, Any]) -> RuntimeConfig:
@@ -182,7 +194,8 @@ def _runtime_config(section: Mapping[str, Any]) -> RuntimeConfig:
 def _registration(section: Mapping[str, Any] | None) -> AgentRegistration[Any] | None:
     if section is None:
         return None
-    _check_keys(section, ("uid", "name", "token"), "[agent_registration] ")
+    known = ("uid", "name", "token", *OF_GLOBUS)
+    _check_keys(section, known, "[agent_registration] ")
     try:
         uid = UUID(str(section.get("uid")))
     except ValueError as error:
@@ -190,9 +203,18 @@ def _registration(section: Mapping[str, Any] | None) -> AgentRegistration[Any] |
             f"[agent_registration] uid is {section.get('uid')!r}, which no run has "
             "written. Remove the section to get a new mailbox."
         ) from error
-    return AgentRegistration(
-        AgentId(uid=uid, name=section.get("name")), section.get("token")
-    )
+    aid: AgentId[Any] = AgentId(uid=uid, name=section.get("name"))
+    further = {key: section[key] for key in OF_GLOBUS if key in section}
+    if not further:
+        return AgentRegistration(aid, section.get("token"))
+    from academy.exchange.cloud.globus import GlobusAgentRegistration
+
+    if missing := [key for key in OF_GLOBUS if key not in further]:
+        raise RunConfigError(
+            f"[agent_registration] {', '.join(missing)} is missing. Remove the section "
+            "to get a new mailbox."
+        )
+    return GlobusAgentRegistration(aid, section.get("token"), **further)
 
 
 def _agent(section: Mapping[str, Any], folder: Path) -> Agent:

@@ -212,7 +212,10 @@ def test_an_exchange_that_is_not_there_is_named(
         ("[exchange", "is not TOML"),
         ("[agnet]", 'unknown key "agnet"; did you mean "agent"'),
         (HTTP, r"no section \[agent\]"),
-        ("[agent]\n[exchange]\nexchange_type = 'redis'", "'redis'; .*supports: http"),
+        (
+            "[agent]\n[exchange]\nexchange_type = 'redis'",
+            "'redis'; .*supports: http, globus",
+        ),
         ("[agent]\n[exchange]\nurl = 'http://node'", "exchange_type is None"),
         ("[agent]\n[exchange]\nexchange_type = 'http'", "argument: 'url'"),
         (f"[agent]\n{HTTP}retry = 1", '"retry"; did you mean "retries"'),

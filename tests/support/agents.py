@@ -11,6 +11,13 @@ class Adder(Agent):
         return a + b
 
 
+class Brief(Agent):
+    """Ends as soon as it has begun."""
+
+    async def agent_on_startup(self) -> None:
+        self.agent_shutdown()
+
+
 class FastAdder(Adder):
     pass
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 from aiohttp import web
 
 
@@ -33,6 +35,7 @@ class Mailbox:
     outgoing: int = 0
     delivered: int = 0
     completed: int = 0
+    owner: str = ""
 
 
 class RefusedError(Exception):
@@ -40,6 +43,13 @@ class RefusedError(Exception):
         super().__init__(status)
         self.status = status
 
+
+OF_OWNERS = {
+    ("DELETE", "/mailbox"),
+    ("GET", "/message"),
+    ("GET", "/mailbox/listen"),
+    ("POST", "/mailbox/heartbeat"),
+}
 
 Handler = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
 
@@ -53,12 +63,20 @@ class V1Exchange:
         trouble: every so many requests, one is answered with 503 and another one is
             done while its answer is lost.
         limit: largest message in bytes.
+        globus: url of Globus Auth, if that knows whose tokens they are; the exchange's
+            own id and secret there are in the environment.
     """
 
     def __init__(
-        self, token: str | None, listen_timeout: float, trouble: int, limit: int
+        self,
+        token: str | None,
+        listen_timeout: float,
+        trouble: int,
+        limit: int,
+        globus: str | None,
     ) -> None:
         self.token = token
+        self.globus = globus
         self.listen_timeout = listen_timeout
         self.trouble = trouble
         self.limit = limit
@@ -86,13 +104,17 @@ class V1Exchange:
         self, handler: Handler
     ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def answer(request: web.Request) -> web.StreamResponse:
-            if self.token is not None:
-                shown = request.headers.get("Authorization")
-                if shown is None:
-                    return web.Response(status=401)
-                if shown != f"Bearer {self.token}":
-                    return web.Response(status=403)
+            shown = request.headers.get("Authorization")
+            if shown is None and (self.token or self.globus):
+                return web.Response(status=401)
+            if self.token is not None and shown != f"Bearer {self.token}":
+                return web.Response(status=403)
             parameters = await request.json()
+            if self.globus is not None:
+                by = await self.identify(str(shown).removeprefix("Bearer "))
+                if by is None or not self.may(by, request, parameters):
+                    return web.Response(status=403)
+                request["by"] = by
             self.count += 1
             phase = self.count % self.trouble if self.trouble else -1
             if phase == 1:
@@ -109,6 +131,31 @@ class V1Exchange:
             return response
 
         return answer
+
+    async def identify(self, token: str) -> str | None:
+        me = os.environ["ACADEMY_EXCHANGE_CLIENT_ID"]
+        secret = os.environ["ACADEMY_EXCHANGE_SECRET"]
+        headers = {"Authorization": aiohttp.encode_basic_auth(me, secret)}
+        async with (
+            aiohttp.ClientSession(headers=headers) as http,
+            http.post(
+                f"{self.globus}/v2/oauth2/token/introspect", data={"token": token}
+            ) as response,
+        ):
+            found = await response.json()
+        if not found["active"] or me not in found["aud"]:
+            return None
+        return str(found["username"])
+
+    def may(self, by: str, request: web.Request, parameters: dict[str, Any]) -> bool:
+        """Whether somebody may speak for the mailbox that a request speaks for."""
+        if "message" in parameters:
+            uid = json.loads(parameters["message"])["header"]["src"]["uid"]
+        elif (request.method, request.path) in OF_OWNERS:
+            uid = json.loads(parameters["mailbox"])["uid"]
+        else:
+            return True
+        return uid not in self.boxes or self.boxes[uid].owner == by
 
     def box(self, parameters: dict[str, Any]) -> Mailbox:
         box = self.boxes.get(json.loads(parameters["mailbox"])["uid"])
@@ -133,7 +180,8 @@ class V1Exchange:
     ) -> web.Response:
         owner = json.loads(parameters["mailbox"])
         classes = parameters.get("agent", "").split(",")
-        box = Mailbox(owner["role"] == "agent", classes)
+        by = request.get("by", "")
+        box = Mailbox(owner["role"] == "agent", classes, owner=by)
         self.boxes.setdefault(owner["uid"], box)
         return web.Response()
 
@@ -306,4 +354,5 @@ if __name__ == "__main__":
     parser.add_argument("--listen-timeout", type=float, default=30)
     parser.add_argument("--trouble", type=int, default=0)
     parser.add_argument("--limit", type=int, default=524_288)
+    parser.add_argument("--globus")
     asyncio.run(serve(parser.parse_args()))

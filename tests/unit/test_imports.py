@@ -38,6 +38,8 @@ PATHS = {
         "ExchangeClient",
         "ExchangeFactory",
         "ExchangeTransport",
+        "GlobusExchangeFactory",
+        "GlobusExchangeTransport",
         "HttpExchangeFactory",
         "HttpExchangeTransport",
         "LocalExchangeFactory",
@@ -52,10 +54,18 @@ PATHS = {
         "exchange_context",
     ],
     "academy.exchange.client_config": ["ExchangeClientConfig"],
-    "academy.exchange.cloud": ["HttpExchangeFactory", "spawn_http_exchange"],
+    "academy.exchange.cloud": [
+        "GlobusExchangeFactory",
+        "HttpExchangeFactory",
+        "spawn_http_exchange",
+    ],
     "academy.exchange.cloud.app": ["create_app"],
     "academy.exchange.cloud.client": ["HttpExchangeFactory", "HttpExchangeTransport"],
     "academy.exchange.cloud.config": ["ExchangeServingConfig"],
+    "academy.exchange.cloud.globus": [
+        "GlobusExchangeFactory",
+        "GlobusExchangeTransport",
+    ],
     "academy.exchange.factory": ["ExchangeFactory"],
     "academy.exchange.local": ["LocalExchangeFactory", "LocalExchangeTransport"],
     "academy.exchange.mailbox_status": ["MailboxStatus"],
@@ -139,3 +149,14 @@ def test_importing_loads_no_library_but_pydantic(module: str) -> None:
         if not name.startswith("_sysconfigdata_")  # Python's own, named by machine.
     }
     assert loaded - PYDANTIC == {"academy"}
+
+
+def test_globus_auth_is_loaded_by_those_who_use_it() -> None:
+    module = "academy.exchange.cloud.globus"
+    process = subprocess.run(
+        [sys.executable, "-c", LOADED.format(module=module)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "globus_sdk" not in json.loads(process.stdout)

@@ -1,6 +1,13 @@
 """The hosted exchange: one server that everybody connects out to."""
 
 from academy.exchange.cloud.client import HttpExchangeFactory, HttpExchangeTransport
+from academy.exchange.cloud.globus import GlobusExchangeFactory, GlobusExchangeTransport
 from academy.exchange.cloud.spawn import spawn_http_exchange
 
-__all__ = ["HttpExchangeFactory", "HttpExchangeTransport", "spawn_http_exchange"]
+__all__ = [
+    "GlobusExchangeFactory",
+    "GlobusExchangeTransport",
+    "HttpExchangeFactory",
+    "HttpExchangeTransport",
+    "spawn_http_exchange",
+]

@@ -29,7 +29,10 @@ from academy.serialize import NoPickleMixin
 from academy.stats import AgentStats
 
 if TYPE_CHECKING:
+    from globus_sdk import GlobusApp
+
     from academy.agent import Agent
+    from academy.exchange.cloud.globus_login import TokenSource
     from academy.message import Message
 
 
@@ -42,7 +45,8 @@ class HttpExchangeFactory(ExchangeFactory):
         url: address of the exchange, `http://host:port`.
         token: who the clients are. Without one, `ACADEMY_EXCHANGE_TOKEN` and then
             `exchange.json` under the Academy home are searched for this url.
-        auth_method: None for the exchange's own tokens; there is no other yet.
+        auth_method: None for the exchange's own tokens; "globus" for Globus Auth: the
+            client logs in as whom the environment names (see docs/exchange.md).
         additional_headers: sent with each connection.
         request_timeout_s: seconds that the exchange may take to accept a connection,
             and that an agent's first connection is tried for.
@@ -55,6 +59,11 @@ class HttpExchangeFactory(ExchangeFactory):
         initial_retry_backoff: seconds before the first retry; doubles with each.
         reconnect_timeout_s: seconds that a lost connection is tried again, before
             calls in flight fail.
+        globus_app: who logs in with Globus Auth, in this process. Default: the person
+            or service that the environment names.
+
+    Attributes:
+        tokens: where Globus Auth's tokens come from, if it is used.
 
     Raises:
         ValueError: the url is none, or the authentication method is not known.
@@ -74,15 +83,16 @@ class HttpExchangeFactory(ExchangeFactory):
         retries: int = 1,
         initial_retry_backoff: float = 1,
         reconnect_timeout_s: float = 3600,
+        globus_app: GlobusApp | None = None,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(
                 f"The url of an exchange begins with http:// or https://, not {url!r}."
             )
-        if auth_method is not None:
+        if auth_method not in (None, "globus"):
             raise ValueError(
-                f"auth_method={auth_method!r} is not known: None, for the exchange's "
-                "own tokens, is all there is."
+                f"auth_method={auth_method!r} is not known: there are None, for the "
+                "exchange's own tokens, and 'globus'."
             )
         self.url = url.rstrip("/")
         self.ssl_verify = ssl_verify is not False
@@ -93,6 +103,11 @@ class HttpExchangeFactory(ExchangeFactory):
         self.first_patience = initial_retry_backoff * (2**retries - 1)
         self.reconnect_timeout_s = reconnect_timeout_s
         self.speaks_v1 = False
+        self.tokens: TokenSource | None = None
+        if auth_method == "globus":
+            from academy.exchange.cloud.globus_login import GlobusLogin
+
+            self.tokens = GlobusLogin(globus_app)
         self._token = token
 
     def __repr__(self) -> str:
@@ -119,7 +134,25 @@ class HttpExchangeFactory(ExchangeFactory):
 
     def find_token(self) -> str | None:
         """Return the token to use, if there is one to be found."""
-        return self._token or find_token(self.url)
+        if self._token or self.tokens is not None:
+            return self._token
+        return find_token(self.url)
+
+    async def access_token(self, refused: str | None = None) -> str | None:
+        """Return the token to use, logging in for it where that is needed.
+
+        Args:
+            refused: a token that the exchange does not take any more.
+
+        Raises:
+            UnauthorizedError: the login fails.
+        """
+        token = self.find_token()
+        if self.tokens is None or (token and token != refused):
+            return token
+        from academy.exchange.cloud.globus_login import in_thread
+
+        return await in_thread(self.tokens.token, refused)
 
     async def connect(
         self,
@@ -143,7 +176,9 @@ class HttpExchangeFactory(ExchangeFactory):
         if link is None:
             from academy.exchange.cloud import v1_client
 
-            older = await v1_client.connect(factory, registration, name, patience)
+            older = await v1_client.V1ExchangeTransport.connect(
+                factory, registration, name, patience
+            )
             self.speaks_v1 = factory.speaks_v1 = True
             return older
         transport = HttpExchangeTransport(factory, link)

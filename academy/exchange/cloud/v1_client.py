@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 import aiohttp
@@ -63,36 +63,21 @@ CLOSE_PATIENCE = 10.0
 _TROUBLE = (OSError, aiohttp.ClientError, TimeoutError)
 
 
-async def connect(
-    factory: HttpExchangeFactory,
-    registration: AgentRegistration[Any] | None,
-    name: str | None,
-    patience: float,
-) -> V1ExchangeTransport:
-    """Open a registered agent's mailbox, or a new user's.
-
-    Raises:
-        BadEntityIdError: the registration's mailbox is unknown.
-        ExchangeConnectionError: there is no exchange of protocol v1 either.
-    """
-    owner = UserId.new(name) if registration is None else registration.agent_id
-    transport = V1ExchangeTransport(factory, owner)
-    try:
-        await transport.open(patience, new=registration is None)
-    except BaseException:
-        await transport.close()
-        raise
-    return transport
-
-
 class V1ExchangeTransport(NoPickleMixin):
     """A mailbox at an exchange that speaks protocol v1 only.
 
     `_known` has what came lately; `_released` are requests to be given back.
     """
 
-    def __init__(self, factory: HttpExchangeFactory, mailbox_id: EntityId) -> None:
-        self.mailbox_id = mailbox_id
+    def __init__(
+        self,
+        factory: HttpExchangeFactory,
+        registration: AgentRegistration[Any] | None,
+        name: str | None,
+    ) -> None:
+        self.mailbox_id: EntityId = (
+            UserId.new(name) if registration is None else registration.agent_id
+        )
         self._factory = factory
         self._requests = V1Requests(factory)
         self._inbox = Inbox()
@@ -104,7 +89,29 @@ class V1ExchangeTransport(NoPickleMixin):
         self._presence = V1Presence(self, factory.client_config)
         self._closed = False
 
-    async def open(self, patience: float, *, new: bool) -> None:
+    @classmethod
+    async def connect(
+        cls,
+        factory: HttpExchangeFactory,
+        registration: AgentRegistration[Any] | None,
+        name: str | None,
+        patience: float,
+    ) -> Self:
+        """Open a registered agent's mailbox, or a new user's.
+
+        Raises:
+            BadEntityIdError: the registration's mailbox is unknown.
+            ExchangeConnectionError: there is no exchange of protocol v1 either.
+        """
+        transport = cls(factory, registration, name)
+        try:
+            await transport._open(patience, new=registration is None)
+        except BaseException:
+            await transport.close()
+            raise
+        return transport
+
+    async def _open(self, patience: float, *, new: bool) -> None:
         """Find the mailbox, or register it, and begin to receive."""
         me = self.mailbox_id
         status = await self._mailbox("GET", "", me, patience=patience)
@@ -239,7 +246,7 @@ class V1ExchangeTransport(NoPickleMixin):
                         await self.terminate(aid)
                 raise problem
         # v1 has no tokens of mailboxes: agents show what their program shows.
-        token = self._factory.find_token()
+        token = self._requests.token
         return [AgentRegistration(aid, token) for aid, _ in made]
 
     async def register_agent(

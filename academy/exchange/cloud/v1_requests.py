@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -26,6 +27,8 @@ from academy.exception import (
 if TYPE_CHECKING:
     from academy.exchange.cloud.client import HttpExchangeFactory
     from academy.identifier import EntityId
+
+logger = logging.getLogger(__name__)
 
 MESSAGE_LIMIT = 524_288
 """Largest message of the public exchange, in bytes; others do not say theirs."""
@@ -64,11 +67,18 @@ class Pauses:
 
 
 class V1Requests:
-    """Asks one exchange, with one token, until `close`."""
+    """Asks one exchange, with one token, until `close`.
+
+    Attributes:
+        token: what is shown; None for nothing, or before the first request.
+    """
 
     def __init__(self, factory: HttpExchangeFactory) -> None:
+        self.token: str | None = None
         self._factory = factory
-        self._token = factory.find_token()
+        self._has_token = False
+        self._getting_token = asyncio.Lock()
+        self._stream_renewed = False
         # Each mailbox holds one connection for its stream.
         self._http = aiohttp.ClientSession(
             trust_env=True, connector=aiohttp.TCPConnector(limit=0)
@@ -105,7 +115,9 @@ class V1Requests:
             patience = self._factory.reconnect_timeout_s
         pauses = Pauses(self._factory.url, patience)
         timeout = aiohttp.ClientTimeout(total=self._factory.request_timeout_s)
+        renewed = False
         while True:
+            token = await self._find_token()
             try:
                 async with self._send(method, path, parameters, timeout) as response:
                     text = await response.text()
@@ -115,7 +127,8 @@ class V1Requests:
                 continue
             if status == 200:
                 return self._content(path, text)
-            if status == 403 and self._has_fresh_token():
+            if status == 403 and not renewed and await self._renew_token(token):
+                renewed = True
                 continue
             if status not in _RETRIED:
                 raise self._error(status, text, about, len(str(parameters)))
@@ -144,14 +157,18 @@ class V1Requests:
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=self._factory.request_timeout_s, sock_read=silence
         )
+        token = await self._find_token()
         async with self._send("GET", path, parameters, timeout) as response:
             if response.status in _RETRIED:
                 raise aiohttp.ClientConnectionError(f"status {response.status}")
-            if response.status == 403 and self._has_fresh_token():
-                raise aiohttp.ClientConnectionError("the token was replaced")
+            if response.status == 403 and not self._stream_renewed:
+                self._stream_renewed = await self._renew_token(token)
+                if self._stream_renewed:
+                    raise aiohttp.ClientConnectionError("the token was replaced")
             if response.status != 200:
                 text = await response.text()
                 raise self._error(response.status, text, about)
+            self._stream_renewed = False
             yield response
 
     @asynccontextmanager
@@ -164,8 +181,8 @@ class V1Requests:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         headers = {"Content-Type": "application/json"}
         headers |= self._factory.additional_headers
-        if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
         async with self._http.request(
             method,
             self._factory.url + path,
@@ -177,10 +194,23 @@ class V1Requests:
         ) as response:
             yield response
 
-    def _has_fresh_token(self) -> bool:
-        """Whether there is another token now; it is used from here on."""
-        old, self._token = self._token, self._factory.find_token()
-        return self._token != old
+    async def _find_token(self) -> str | None:
+        if not self._has_token:
+            async with self._getting_token:
+                if not self._has_token:
+                    self.token = await self._factory.access_token()
+                    self._has_token = True
+        return self.token
+
+    async def _renew_token(self, refused: str | None) -> bool:
+        """Whether there is another token than the one that was refused."""
+        async with self._getting_token:
+            if self.token == refused:
+                try:
+                    self.token = await self._factory.access_token(refused)
+                except UnauthorizedError as error:
+                    logger.warning("no fresh token for %s: %s", self._factory, error)
+        return self.token != refused
 
     def _error(
         self, status: int, text: str, about: EntityId | None, size: int = 0
