@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 SLURM := slurmctld slurmd slurm-client munge iproute2 util-linux \
 	slurmdbd slurm-wlm-mysql-plugin mariadb-server-core
 GLOBUS := rabbitmq-server
+SERVERS := redis-server haproxy nginx-light
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # Processes that run tests side by side; with 0, pytest itself runs them (for --pdb).
 WORKERS ?= 2
@@ -25,6 +26,7 @@ demo: $(VENV)/.demo ## Run the example campaign: agents that find the best clust
 test: $(VENV)/.dev ## Run the tests
 	@scripts/debian-packages "tests on a real Slurm (marked hpc)" $(SLURM) || true
 	@scripts/debian-packages "tests of Globus Compute" $(GLOBUS) || true
+	@scripts/debian-packages "tests of several exchange servers" $(SERVERS) || true
 	@scripts/globus-endpoint-venv $(BIN)/python >/dev/null || true
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 

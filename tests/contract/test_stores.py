@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 from uuid import uuid4
@@ -23,6 +23,7 @@ from academy.exchange.store import (
 )
 from academy.exchange.store.memory import MemoryStore
 from academy.exchange.store.sqlite import SqliteStore
+from tests.support.redis import Redis, redis_store
 
 Make: TypeAlias = Callable[[Path], Store]
 
@@ -41,9 +42,21 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "new folder" / "exchange.db"
 
 
-@pytest.fixture(params=list(IMPLEMENTATIONS.values()), ids=list(IMPLEMENTATIONS))
-async def store(request: pytest.FixtureRequest, path: Path) -> AsyncIterator[Store]:
-    store: Store = request.param(path)
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    with Redis(tmp_path_factory.mktemp("redis")) as redis:
+        yield redis
+
+
+@pytest.fixture(params=[*IMPLEMENTATIONS, "redis"])
+async def store(
+    request: pytest.FixtureRequest, path: Path, redis: Redis
+) -> AsyncIterator[Store]:
+    if request.param == "redis":
+        async with redis_store(redis.url, uuid4().hex) as opened:
+            yield opened
+        return
+    store = IMPLEMENTATIONS[request.param](path)
     await store.open()
     yield store
     await store.close()
@@ -72,6 +85,10 @@ def fields(envelope: Envelope) -> tuple[object, ...]:
 
 def add(*envelopes: Envelope) -> Changes:
     return Changes(added=list(envelopes))
+
+
+def registered(*uids: bytes) -> Changes:
+    return Changes(mailboxes={uid: MailboxRecord(uid, True) for uid in uids})
 
 
 async def numbers(store: Store, dest: bytes = DEST, after: int = 0) -> list[int]:
@@ -160,6 +177,7 @@ async def test_clearing_a_mailbox_takes_what_came_in_the_same_transaction(
 
 
 async def test_what_waits_is_counted_when_a_store_is_opened(store: Store) -> None:
+    await store.commit(registered(DEST, OTHER))
     await store.commit(
         add(message(1, b"12345"), message(2, b"123"), message(3, b"1", OTHER))
     )
@@ -172,6 +190,7 @@ async def test_what_waits_is_counted_when_a_store_is_opened(store: Store) -> Non
 
 
 async def test_an_empty_payload_counts_as_a_message(store: Store) -> None:
+    await store.commit(registered(DEST))
     empty = Envelope(DEST, SRC, bytes(16), 0, b"", 0, number=1)
     await store.commit(add(empty))
 
