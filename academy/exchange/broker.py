@@ -128,13 +128,25 @@ class Broker:
         return session
 
     def last_sequence(self, session: Session) -> int:
-        """Return the last sequence number that was taken from a session."""
+        """Return the last sequence number from a session; it may not be stored yet."""
         return self._sequences.get(session.uid, 0)
 
-    @property
-    def last_number(self) -> int:
-        """The largest number that a message has got."""
-        return self._number
+    async def known(self, session: Session) -> tuple[int, int]:
+        """Return a session's last sequence number and the largest of a message.
+
+        Both are what is stored: at the beginning of a turn, nothing else counts. Who
+        forgets what it has sent because of a number that is not would lose it.
+
+        Raises:
+            StorageError: there is no telling now; the session is over.
+        """
+        found = []
+
+        async def work(_: Changes) -> None:
+            found.append((self.last_sequence(session), self._number))
+
+        await self._control(work)
+        return found[0]
 
     def disconnect(self, session: Session) -> None:
         """End a session's link; its mailboxes keep what was not settled.

@@ -74,10 +74,9 @@ class Peer:
     session: Session = field(init=False)
     _sequence: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
-    def connect(self) -> int:
-        """Connect, anew if it was connected; return the sequence that is known."""
+    def connect(self) -> None:
+        """Connect, anew if it was connected."""
         self.session = self.broker.connect(self.session_uid, self)
-        return self.broker.last_sequence(self.session)
 
     async def attach(self, *, resume: bool = False, held: list[bytes] = []) -> Peer:  # noqa: B006
         if not hasattr(self, "session"):
@@ -91,7 +90,8 @@ class Peer:
 
     async def reconnect(self, held: list[bytes] = []) -> None:  # noqa: B006
         """Do what a client does after its connection was lost."""
-        known = self.connect()
+        self.connect()
+        known, _ = await self.broker.known(self.session)
         await self.attach(resume=True, held=held)
         for sequence, envelope in self.posted.items():
             if sequence > known:
@@ -173,7 +173,7 @@ class BrittleStore:
     Attributes:
         waits: whether a commit takes a turn of the event loop, as one through a
             network does.
-        failures: how many of the next commits fail.
+        failures: how often it fails when it is next to commit or to open.
         commits: transactions that were written.
     """
 
@@ -184,6 +184,7 @@ class BrittleStore:
         self.commits = 0
 
     async def open(self) -> Contents:
+        self._fail()
         contents = await self.inner.open()
         contents.mailboxes = [replace(record) for record in contents.mailboxes]
         return contents
@@ -207,15 +208,18 @@ class BrittleStore:
         return commit
 
     def _taken(self, changes: Changes) -> Changes:
-        if self.failures:
-            self.failures -= 1
-            raise StorageError("no space left on device")
+        self._fail()
         records = changes.mailboxes
         return replace(
             changes,
             mailboxes={uid: replace(record) for uid, record in records.items()},
             added=[copy.copy(envelope) for envelope in changes.added],
         )
+
+    def _fail(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise StorageError("no space left on device")
 
     async def pending(self, dest: bytes, after: int, limit: int) -> list[Envelope]:
         found = await self.inner.pending(dest, after, limit)

@@ -498,6 +498,21 @@ async def test_refusals_of_a_turn_that_failed_are_forgotten(
     assert len(await store.pending(PLACE, 0, 10)) == 1
 
 
+async def test_what_a_failed_turn_took_is_not_known_to_who_connects_before_it_is_over(
+    broker: Broker, store: BrittleStore, alice: Peer, bob: Peer
+) -> None:
+    """Else it would forget what it has sent, or take new messages for old ones."""
+    alice.request(bob.uid, b"stored")
+    await broker.settle()
+    store.failures = 2  # the transaction, and reading what there is after it
+    alice.request(bob.uid, b"not stored")
+    await broker.settle()
+
+    alice.connect()
+
+    assert await broker.known(alice.session) == (1, 1)
+
+
 # --- incarnations
 
 

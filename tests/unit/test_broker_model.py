@@ -140,14 +140,19 @@ class Client:
 
     # --- its link
 
-    def connect(self) -> None:
+    async def connect(self) -> None:
         broker = self.world.broker
         self.deaf = self.mute = False
-        self.session = broker.connect(self.session_uid, self)
+        self.session = session = broker.connect(self.session_uid, self)
         self.under_way, self.wire = [], []
         self.last_in_connection = 0
-        self.confirm(broker.last_sequence(self.session))
-        self.last = min(self.last, broker.last_number)
+        try:
+            sequence, number = await broker.known(session)
+        except StorageError:
+            return  # it was reset, and tries again later
+        if self.session is session:
+            self.confirm(sequence)
+            self.last = min(self.last, number)
 
     def break_link(self, deaf: bool) -> None:
         self.mute = True
@@ -160,13 +165,12 @@ class Client:
 
     async def attach(self, *, resume: bool, late: bool = False) -> None:
         world = self.world
-        self.connect()
+        await self.connect()
         if late:  # after what an older connection had posted was taken
             await world.broker.settle()
-            if self.session is None:
-                return
         session = self.session
-        assert session is not None
+        if session is None:
+            return
         held = self.held() if resume else []
         world.attaching = None if resume else self
         try:
@@ -443,6 +447,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self.do(self.crash())
         for client in self.clients:
             client.session = None
+        self.brittle.failures = 0
         self.broker = Broker(self.brittle, LIMITS)
         self.do(self.broker.open())
 
@@ -460,6 +465,8 @@ class BrokerMachine(RuleBasedStateMachine):
     def what_is_counted_is_what_is_stored(self) -> None:
         if not hasattr(self, "broker") or self.broker._turning is not None:
             return
+        if not self.broker._opened:
+            return  # what was not stored is forgotten when the store can be read again
 
         async def look() -> None:
             for uid, box in self.broker._boxes.items():

@@ -81,18 +81,8 @@ class Connection:
 
     async def serve(self) -> None:
         """Work until the connection ends."""
-        broker = self._broker
-        self._writer.put(
-            protocol.welcome(
-                {
-                    "protocol": protocol.PROTOCOL,
-                    "sequence": broker.last_sequence(self._session),
-                    "number": broker.last_number,
-                    "max_message_bytes": broker.limits.max_message_bytes,
-                }
-            )
-        )
         try:
+            await self._welcome()
             async for message in self._ws:
                 if message.type is WSMsgType.ERROR:
                     raise ProtocolError(str(message.data))
@@ -104,9 +94,26 @@ class Connection:
         except ProtocolError as error:
             logger.warning("closed the connection of %s: %s", self._user.subject, error)
             await self.close(WSCloseCode.PROTOCOL_ERROR, str(error))
+        except StorageError as error:
+            logger.warning("sent %s away for now: %s", self._user.subject, error)
+            await self.close(WSCloseCode.SERVICE_RESTART, str(error))
         finally:
-            broker.disconnect(self._session)
+            self._broker.disconnect(self._session)
             await self._writer.close()
+
+    async def _welcome(self) -> None:
+        broker = self._broker
+        sequence, number = await broker.known(self._session)
+        self._writer.put(
+            protocol.welcome(
+                {
+                    "protocol": protocol.PROTOCOL,
+                    "sequence": sequence,
+                    "number": number,
+                    "max_message_bytes": broker.limits.max_message_bytes,
+                }
+            )
+        )
 
     async def _work_off(self, data: bytes) -> None:
         calls: list[Call] = []
