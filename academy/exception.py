@@ -58,6 +58,20 @@ class ProtocolError(ExchangeError):
     """A peer sent bytes that no correct program sends."""
 
 
+class StreamsUnsupportedError(ExchangeError):
+    """A stream was asked for where only protocol v1 is spoken, which has none."""
+
+    def __init__(self, uid: EntityId) -> None:
+        super().__init__(uid)
+        self.uid = uid
+
+    def __str__(self) -> str:
+        return (
+            f"{self.uid} is reached through protocol v1, which has no streams: use an "
+            "exchange of academy-hpc on both sides, or an action that returns a list."
+        )
+
+
 class StorageError(ExchangeError):
     """The exchange could not write what it was given (a full disk, for example)."""
 

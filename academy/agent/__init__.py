@@ -6,7 +6,7 @@ import asyncio
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from weakref import WeakKeyDictionary
@@ -45,7 +45,10 @@ __all__ = [
 
 AgentT = TypeVar("AgentT", bound="Agent")
 SelfT = TypeVar("SelfT")
-ActionMethod = TypeVar("ActionMethod", bound=Callable[..., Coroutine[Any, Any, Any]])
+ActionMethod = TypeVar(
+    "ActionMethod",
+    bound=Callable[..., Coroutine[Any, Any, Any] | AsyncIterator[Any]],
+)
 LoopMethod = Callable[[SelfT, asyncio.Event], Coroutine[Any, Any, None]]
 LoopMethodT = TypeVar(
     "LoopMethodT", bound=Callable[[Any, asyncio.Event], Coroutine[Any, Any, None]]
@@ -86,6 +89,9 @@ def action(
 ) -> Any:
     """Make a coroutine method an action, which others may call through a handle.
 
+    An async generator is one whose callers get its items one by one, no faster than
+    they take them: `async for item in handle.name(...)`.
+
     Args:
         method: the method, when used without arguments.
         allow_protected_name: do not warn of a name that a handle uses itself; such
@@ -93,15 +99,18 @@ def action(
         context: give the method who has called, as its keyword-only parameter
             `context` (`ActionContext`).
         idempotent: the action may be run again when the agent's process ended in
-            the midst of it; any other fails then (`ActionInterruptedError`).
+            the midst of it; any other fails then (`ActionInterruptedError`). Of a
+            generator that is run again, callers get the items that they have not had.
 
     Raises:
-        TypeError: the method is not a coroutine, or takes no `context`.
+        TypeError: the method is neither a coroutine nor an async generator, or it
+            takes no `context`.
     """
 
     def decorate(method: Any) -> Any:
         name = name_of(method)
-        if not inspect.iscoroutinefunction(method):
+        streams = inspect.isasyncgenfunction(method)
+        if not streams and not inspect.iscoroutinefunction(method):
             raise not_a_coroutine("Action", method)
         if not allow_protected_name and name in _PROTECTED_NAMES:
             warnings.warn(
@@ -113,7 +122,7 @@ def action(
             )
         if context:
             check_context_parameter(method)
-        method._academy_action = ActionSpec(context, idempotent)
+        method._academy_action = ActionSpec(context, idempotent, streams)
         return method
 
     given = method

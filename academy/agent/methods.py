@@ -14,17 +14,20 @@ class ActionSpec(NamedTuple):
     Attributes:
         context: give it an `ActionContext`.
         idempotent: running it twice is as good as running it once.
+        streams: it is an async generator.
     """
 
     context: bool = False
     idempotent: bool = False
+    streams: bool = False
 
 
 class Members(NamedTuple):
-    """The actions by name, their names alone, and the names of the loops."""
+    """The actions by name, and names: of all, of those that yield, and of the loops."""
 
     actions: Mapping[str, ActionSpec]
     names: frozenset[str]
+    streams: frozenset[str]
     loops: tuple[str, ...]
 
 
@@ -41,7 +44,8 @@ def collect(cls: type) -> Members:
             actions[name] = spec
         elif getattr(member, "_academy_loop", None) is True:
             loops.append(name)
-    return Members(actions, frozenset(actions), tuple(loops))
+    streams = frozenset(name for name, spec in actions.items() if spec.streams)
+    return Members(actions, frozenset(actions), streams, tuple(loops))
 
 
 def not_a_coroutine(kind: str, method: Any) -> TypeError:

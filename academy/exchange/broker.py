@@ -30,6 +30,7 @@ from academy.exchange.mailbox_status import MailboxStatus
 from academy.exchange.refusals import Refusal, Refusals
 from academy.exchange.store import (
     FROM_AGENT,
+    ONE_WAY,
     RESPONSE,
     TO_AGENT,
     Changes,
@@ -46,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 PAGE = 256
 """Messages read from the store at once."""
-
+_KIND = RESPONSE | ONE_WAY
 
 Control = Callable[[Changes], Coroutine[Any, Any, Any]]
 Arrival = tuple[Session, int, Envelope]
@@ -569,7 +570,7 @@ class Broker:
             session.room_bytes += envelope.size
             if box.session is not session:
                 continue
-            # A response is done with when it was received, a request when answered.
+            # What nobody answers is done with when it was received.
             uid, number = box.record.uid, envelope.number
             if envelope.flags & RESPONSE:
                 self._settle(changes, box, number)
@@ -618,7 +619,7 @@ class Broker:
         if source is None:
             return self._not_attached(envelope)
         box = self._boxes.get(envelope.dest)
-        if envelope.flags & RESPONSE:
+        if envelope.flags & _KIND == RESPONSE:
             if not self._settle(changes, source, envelope.answers):
                 return None  # it has been answered already
             source.completed += 1

@@ -19,6 +19,8 @@ from academy.message import (
     Body,
     Message,
     PingRequest,
+    StreamCredit,
+    StreamItem,
     SuccessResponse,
     UserErrorResponse,
 )
@@ -61,6 +63,7 @@ class ExchangeClient(NoPickleMixin):
         self._tag_prefix = os.urandom(8)
         self._tags = itertools.count(1)
         self._pending: dict[bytes, asyncio.Future[Message]] = {}
+        self._streams: dict[bytes, Callable[[Message], None]] = {}
         self._lost: Exception | None = None
         self._closed = False
         self._context_tokens: list[Token[ExchangeClient]] = []
@@ -117,6 +120,20 @@ class ExchangeClient(NoPickleMixin):
             raise
         return future
 
+    def request_stream(
+        self, message: Message, on_one_way: Callable[[Message], None]
+    ) -> asyncio.Future[Message]:
+        """Post a request as `request` does, on the way to whose response more comes.
+
+        Args:
+            message: the request.
+            on_one_way: gets the items that come on the way, in order, until `forget`;
+                and those credits of this client's that were refused.
+        """
+        future = self.request(message)
+        self._streams[message.tag] = on_one_way
+        return future
+
     def _check_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not None:
             raise RuntimeError(
@@ -129,6 +146,7 @@ class ExchangeClient(NoPickleMixin):
     def forget(self, message: Message) -> None:
         """Stop waiting for the answer to a request."""
         self._pending.pop(message.tag, None)
+        self._streams.pop(message.tag, None)
 
     async def send(self, message: Message) -> None:
         """Send one message, and return when the exchange has stored it."""
@@ -232,12 +250,15 @@ class ExchangeClient(NoPickleMixin):
     def deliver(self, message: Message) -> None:
         """Take one message from the exchange."""
         try:
-            response = message.is_response()
+            kind = message.get_body().kind
         except ValueError as error:
             logger.error("dropped a malformed message of %s: %s", message.src, error)
             return
-        if not response:
-            self._serve(message)
+        if kind != "response":
+            if kind == "request":
+                self._serve(message)
+            else:
+                self._take_one_way(message)
             return
         future = self._pending.pop(message.tag, None)
         # A call that was given up, or an answer that came twice, is nobody's.
@@ -246,8 +267,12 @@ class ExchangeClient(NoPickleMixin):
 
     def refused(self, message: Message, error: Exception) -> None:
         """Learn that the exchange did not take a message."""
+        kind = message.get_body().kind
+        if kind == "one-way":
+            self._one_way_refused(message, error)
+            return
         future = self._pending.pop(message.tag, None)
-        if message.is_request() and future is not None:
+        if kind == "request" and future is not None:
             if not future.done():
                 future.set_exception(error)
         else:
@@ -269,6 +294,21 @@ class ExchangeClient(NoPickleMixin):
         if not isinstance(request.get_body(), PingRequest):
             body = AcademyErrorResponse(4, text=f"{self.client_id} has no actions.")
         self._transport.post(request.create_response(body))
+
+    def _take_one_way(self, message: Message) -> None:
+        # Credits are for agents. What comes late is nobody's.
+        if isinstance(message.get_body(), StreamItem):
+            self._tell_stream(message)
+
+    def _one_way_refused(self, message: Message, error: Exception) -> None:
+        logger.debug("%r was refused: %s", message, error)
+        if isinstance(message.get_body(), StreamCredit):
+            self._tell_stream(message)
+
+    def _tell_stream(self, message: Message) -> None:
+        on_one_way = self._streams.get(message.tag)
+        if on_one_way is not None:
+            on_one_way(message)
 
     def _fail_pending(self, error: Exception) -> None:
         pending, self._pending = self._pending, {}
@@ -322,6 +362,8 @@ class AgentExchangeClient(ExchangeClient):
         self._unanswered: dict[bytes, None] = {}
         self._tasks: set[asyncio.Future[None]] = set()
         self._on_lost: Callable[[Exception], None] | None = None
+        self.on_refused: Callable[[Message, Exception], None] | None = None
+        """Called with each item of a stream that its receiver's mailbox refused."""
 
     @property
     def on_lost(self) -> Callable[[Exception], None] | None:
@@ -380,6 +422,17 @@ class AgentExchangeClient(ExchangeClient):
             task = asyncio.ensure_future(self._handled(request, result))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def _take_one_way(self, message: Message) -> None:
+        if not isinstance(message.get_body(), StreamCredit):
+            super()._take_one_way(message)
+        elif not self._closed:
+            self._handler(message)
+
+    def _one_way_refused(self, message: Message, error: Exception) -> None:
+        super()._one_way_refused(message, error)
+        if self.on_refused is not None and isinstance(message.get_body(), StreamItem):
+            self.on_refused(message, error)
 
     async def _handled(self, request: Message, result: Awaitable[None]) -> None:
         try:

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from academy.exchange.store import FROM_AGENT, RESPONSE, TO_AGENT, MailboxRecord
+from academy.exchange.store import (
+    FROM_AGENT,
+    ONE_WAY,
+    RESPONSE,
+    TO_AGENT,
+    MailboxRecord,
+)
 from academy.identifier import AgentId
 
 if TYPE_CHECKING:
     from academy.agent import Agent
     from academy.message import Message
+
+
+_KINDS = {"request": 0, "response": RESPONSE, "one-way": RESPONSE | ONE_WAY}
 
 
 def new_agents(
@@ -28,7 +37,7 @@ def new_agents(
 def address_flags(message: Message) -> int:
     """Return the flags of a message's envelope."""
     return (
-        (RESPONSE if message.is_response() else 0)
+        _KINDS[message.get_body().kind]
         | (FROM_AGENT if message.src.role == "agent" else 0)
         | (TO_AGENT if message.dest.role == "agent" else 0)
     )

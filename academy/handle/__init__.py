@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import pickle
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -16,6 +16,8 @@ from typing import (
 )
 
 from academy.exception import AgentTerminatedError
+from academy.handle.call import BoundAction, Call
+from academy.handle.naming import action_name, unknown_action, wrong_use
 
 if TYPE_CHECKING:
     from academy.agent import Agent
@@ -35,6 +37,8 @@ DEFAULT_POLLING_INTERVAL = 60.0
 
 class Handle(Generic[AgentT_co]):
     """Reference to an agent: `await handle.name(...)` calls its action `name`.
+
+    One that yields is called with `async for item in handle.name(...)`.
 
     A handle is a value. It may be stored, compared, pickled and used anywhere: it
     finds the exchange client of the context in which it is used.
@@ -64,6 +68,7 @@ class Handle(Generic[AgentT_co]):
         "_reject_on_inactive",
         "_request_serializer",
         "_result_serializer",
+        "_streams",
     )
 
     def __init__(
@@ -85,6 +90,7 @@ class Handle(Generic[AgentT_co]):
             )
         self._agent_id = agent_id
         self._actions: frozenset[str] | None = None
+        self._streams: frozenset[str] = frozenset()
         self._exchange = exchange
         self._ignore_context = ignore_context
         self._request_serializer = request_serializer
@@ -99,8 +105,12 @@ class Handle(Generic[AgentT_co]):
     ) -> Handle[Any]:
         """Make a handle that knows its agent's class, so refuses unknown names."""
         handle = cls(agent_id, **options)
-        handle._actions = agent_type._agent_action_names()
+        handle._knows(agent_type)
         return handle
+
+    def _knows(self, agent_type: type[Agent]) -> None:
+        members = agent_type._agent_members()
+        self._actions, self._streams = members.names, members.streams
 
     def _bind(self, agent_id: AgentId[Any]) -> None:
         """Tell a handle of `launch_batch` whom it refers to."""
@@ -156,10 +166,11 @@ class Handle(Generic[AgentT_co]):
             self._reject_on_inactive,
         )
         arguments = (agent_id.uid.bytes, agent_id.name, self._actions)
-        return _restore_handle, arguments if options == _DEFAULTS else (
-            *arguments,
-            options,
-        )
+        if options != _DEFAULTS:
+            return _restore_handle, (*arguments, self._streams, options)
+        if self._streams:
+            return _restore_handle, (*arguments, self._streams)
+        return _restore_handle, arguments
 
     # --- calls
 
@@ -168,7 +179,7 @@ class Handle(Generic[AgentT_co]):
             raise AttributeError(f"Handle has no attribute {name!r}.", name=name)
         if self._actions is not None and name not in self._actions:
             raise unknown_action(self._agent_id, name, self._actions)
-        return functools.partial(self.action, name)
+        return BoundAction(self, name)
 
     @overload
     def action(
@@ -181,11 +192,18 @@ class Handle(Generic[AgentT_co]):
 
     @overload
     def action(
-        self, action: str, /, *args: Any, **kwargs: Any
-    ) -> Coroutine[Any, Any, Any]: ...
+        self,
+        action: Callable[Concatenate[AgentT_co, P], AsyncIterator[R]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> AsyncIterator[R]: ...
 
-    async def action(self, action: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Run an action of the agent and return its result.
+    @overload
+    def action(self, action: str, /, *args: Any, **kwargs: Any) -> Call[Any]: ...
+
+    def action(self, action: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Run an action of the agent: await its result, or iterate over its results.
 
         Args:
             action: its name, or the method itself (`Counter.add`), with which type
@@ -199,18 +217,38 @@ class Handle(Generic[AgentT_co]):
             ActionCancelledError: it shut down before the action was done.
             ActionInterruptedError: its process died; the outcome is unknown.
             AttributeError: it has no such action.
+            TypeError: the action yields and was awaited, or the other way round.
             ExchangeClientNotFoundError: there is no exchange client here.
             Exception: what the action raised.
 
         Cancellation:
-            Cancels the action in the agent.
+            Cancels the action in the agent. So does leaving a loop over it early.
         """
+        return Call(self, action, args, kwargs)
+
+    async def _call(
+        self, action: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         from academy.handle.calls import call
 
+        return await call(self, self._name_of(action), args, kwargs)
+
+    def _iterate(
+        self, action: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> AsyncGenerator[Any, None]:
+        from academy.handle.streams import iterate
+
+        return iterate(self, self._name_of(action, streams=True), args, kwargs)
+
+    def _name_of(self, action: Any, *, streams: bool = False) -> str:
+        """Return the name of an action; what is known to be wrong is refused here."""
         name = action if isinstance(action, str) else action_name(action)
-        if self._actions is not None and name not in self._actions:
-            raise unknown_action(self._agent_id, name, self._actions)
-        return await call(self, name, args, kwargs)
+        if self._actions is not None:
+            if name not in self._actions:
+                raise unknown_action(self._agent_id, name, self._actions)
+            if (name in self._streams) is not streams:
+                raise wrong_use(name, streams=not streams)
+        return name
 
     async def ping(self, timeout: float | None = None) -> float:
         """Return the seconds that a message to the agent and back takes.
@@ -265,28 +303,44 @@ class ProxyHandle(Handle[AgentT_co]):
 
         super().__init__(AgentId.new())
         self.agent = agent
-        self._actions = agent._agent_action_names()
+        self._knows(type(agent))
         self._completed = 0
         self._shut_down = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.agent,)
 
-    async def action(self, action: Any, /, *args: Any, **kwargs: Any) -> Any:
+    async def _call(
+        self, action: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        method, given = self._prepare(self._name_of(action), kwargs)
+        try:
+            return await method(*args, **given)
+        finally:
+            self._completed += 1
+
+    async def _iterate(
+        self, action: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> AsyncGenerator[Any, None]:
+        method, given = self._prepare(self._name_of(action, streams=True), kwargs)
+        try:
+            async with aclosing(method(*args, **given)) as items:
+                async for item in items:
+                    yield item
+        finally:
+            self._completed += 1
+
+    def _prepare(
+        self, name: str, kwargs: dict[str, Any]
+    ) -> tuple[Callable[..., Any], dict[str, Any]]:
+        """Return an action's method and keyword arguments."""
         self._check_running()
-        name = action if isinstance(action, str) else action_name(action)
-        spec = self.agent._agent_actions().get(name)
-        if spec is None:
-            raise unknown_action(self.agent_id, name, self._actions or ())
-        if spec.context:
+        if self.agent._agent_actions()[name].context:
             from academy.context import ActionContext
             from academy.identifier import UserId
 
-            kwargs["context"] = ActionContext(UserId.new(), None)
-        try:
-            return await getattr(self.agent, name)(*args, **kwargs)
-        finally:
-            self._completed += 1
+            kwargs = {**kwargs, "context": ActionContext(UserId.new(), None)}
+        return getattr(self.agent, name), kwargs
 
     def _check_running(self) -> None:
         if self._shut_down:
@@ -319,13 +373,14 @@ def _restore_handle(
     uid: bytes,
     name: str | None,
     actions: frozenset[str] | None,
+    streams: frozenset[str] = frozenset(),
     options: tuple[Any, ...] = _DEFAULTS,
 ) -> Handle[Any]:
     from academy.identifier import entity_id
 
     agent_id: Any = entity_id(True, uid, name)
     handle: Handle[Any] = Handle(agent_id)
-    handle._actions = actions
+    handle._actions, handle._streams = actions, streams
     (
         handle._request_serializer,
         handle._result_serializer,
@@ -334,27 +389,3 @@ def _restore_handle(
         handle._reject_on_inactive,
     ) = options
     return handle
-
-
-def action_name(method: Any) -> str:
-    """Return the name under which a method that is an action is called."""
-    if getattr(method, "_academy_action", None) is None:
-        raise TypeError(
-            f"{method!r} is not an action: give the name of an action, or a method "
-            "that is decorated with @action."
-        )
-    return str(method.__name__)
-
-
-def unknown_action(agent: object, name: str, known: Iterable[str]) -> AttributeError:
-    """Return the error for an action that an agent does not have."""
-    import difflib
-
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(near)}?" if near else ""
-    own = ", ".join(n for n in names if not n.startswith("agent_")) or "none"
-    return AttributeError(
-        f'{agent} has no action "{name}". {hint or f"Its actions: {own}."}',
-        name=name,
-    )

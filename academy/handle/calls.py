@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from academy.exception import (
@@ -32,14 +33,13 @@ from academy.message import (
 )
 from academy.serialize import (
     Payload,
-    SerializationStrategy,
     default_serializer,
     encode,
 )
 
 if TYPE_CHECKING:
     from academy.handle import Handle
-    from academy.identifier import AgentId
+    from academy.identifier import AgentId, EntityId
 
 
 def client_for(handle: Handle[Any]) -> ExchangeClient:
@@ -62,47 +62,63 @@ async def call(
     """Run an action and return its result, or raise what it raised."""
     client = client_for(handle)
     agent_id = handle.agent_id
-    strategy = handle._request_serializer or default_serializer.get()
-    request = client.new_message(
-        agent_id,
-        ActionRequest(
-            name,
-            Payload(strategy, (args, kwargs)),
-            handle._result_serializer,
-            handle._exception_serializer,
-        ),
-    )
+    request = new_request(client, handle, ActionRequest, name, args, kwargs)
     watched = handle._reject_on_inactive
     if watched:
-        await _check_active(client, agent_id)
-    try:
-        future = client.request(request)
-    except ExchangeError:
-        raise
-    except Exception as error:
-        error.add_note(_blame(name, args, kwargs, strategy))
-        raise
+        await check_active(client, agent_id)
+    future = post(client.request, request)
     try:
         if watched:
             await _watch(client, agent_id, future, handle._polling_interval)
         response = await future
     except BaseException:
         if not future.done() or future.cancelled():
-            _give_up(client, request)
+            give_up(client, request)
         raise
     body = response.get_body()
     if type(body) is ActionResponse:
         return body.result.load()
-    raise _error_in(response, agent_id)
+    raise error_in(response, agent_id)
 
 
-def _blame(
-    action: str,
+def new_request(
+    client: ExchangeClient,
+    handle: Handle[Any],
+    kind: type[ActionRequest],
+    name: str,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    strategy: SerializationStrategy,
-) -> str:
+) -> Message:
+    """Make the request that runs an action as a handle wants it."""
+    strategy = handle._request_serializer or default_serializer.get()
+    body = kind(
+        name,
+        Payload(strategy, (args, kwargs)),
+        handle._result_serializer,
+        handle._exception_serializer,
+    )
+    return client.new_message(handle.agent_id, body)
+
+
+def post(
+    send: Callable[..., asyncio.Future[Message]], request: Message, *more: Any
+) -> asyncio.Future[Message]:
+    """Send a request; an argument that does not serialize is named in the error."""
+    try:
+        return send(request, *more)
+    except ExchangeError:
+        raise
+    except Exception as error:
+        error.add_note(_blame(request))
+        raise
+
+
+def _blame(request: Message) -> str:
     """Say which argument of a call does not serialize."""
+    body = request.get_body()
+    assert isinstance(body, ActionRequest)
+    action, strategy = body.action, body.arguments.strategy
+    args, kwargs = body.arguments._value
     named = {f"argument {i}": value for i, value in enumerate(args)}
     named |= {f'argument "{key}"': value for key, value in kwargs.items()}
     for name, value in named.items():
@@ -133,7 +149,7 @@ async def ping(handle: Handle[Any], timeout: float | None) -> float:
     finally:
         client.forget(request)
     if not isinstance(response.get_body(), SuccessResponse):
-        raise _error_in(response, agent_id)
+        raise error_in(response, agent_id)
     return time.perf_counter() - started
 
 
@@ -143,7 +159,8 @@ async def shutdown(handle: Handle[Any], terminate: bool | None) -> None:
     await client.send(client.new_message(handle.agent_id, ShutdownRequest(terminate)))
 
 
-async def _check_active(client: ExchangeClient, agent_id: AgentId[Any]) -> None:
+async def check_active(client: ExchangeClient, agent_id: EntityId) -> None:
+    """Refuse an agent that has missed its heartbeats."""
     if await client.status(agent_id) is MailboxStatus.INACTIVE:
         raise AgentInactiveError(agent_id)
 
@@ -155,10 +172,10 @@ async def _watch(
     interval: float,
 ) -> None:
     while not (await asyncio.wait((future,), timeout=interval))[0]:
-        await _check_active(client, agent_id)
+        await check_active(client, agent_id)
 
 
-def _give_up(client: ExchangeClient, request: Message) -> None:
+def give_up(client: ExchangeClient, request: Message) -> None:
     """Forget a call, and have the agent cancel it."""
     client.forget(request)
     # A client that is closed has nobody left to tell.
@@ -166,7 +183,8 @@ def _give_up(client: ExchangeClient, request: Message) -> None:
         client.post(client.new_message(request.dest, CancelRequest(request.tag)))
 
 
-def _error_in(response: Message, agent_id: AgentId[Any]) -> BaseException:
+def error_in(response: Message, agent_id: AgentId[Any]) -> BaseException:
+    """Return the error that a response stands for."""
     body = response.get_body()
     if not isinstance(body, AcademyErrorResponse | UserErrorResponse):
         return ExchangeError(f"{response!r} is not an answer to what was asked.")

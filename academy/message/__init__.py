@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 from uuid import UUID, uuid4
 
 from academy.exception import IncompatibleNetworkProtocolError
 from academy.identifier import EntityId, entity_id
 from academy.message.body import (
-    BODIES,
     MESSAGE_FORMAT,
     AcademyErrorResponse,
     ActionRequest,
     ActionResponse,
-    Body,
     CancelRequest,
     PingRequest,
-    Request,
-    Response,
     ShutdownRequest,
     SuccessResponse,
     UserErrorResponse,
 )
+from academy.message.stream import (
+    STREAM_BYTES,
+    STREAM_ITEMS,
+    StreamCredit,
+    StreamEnd,
+    StreamItem,
+    StreamRequest,
+)
 from academy.serialize import Part
 
 __all__ = [
+    "STREAM_BYTES",
+    "STREAM_ITEMS",
     "AcademyErrorResponse",
     "ActionRequest",
     "ActionResponse",
@@ -32,15 +38,49 @@ __all__ = [
     "CancelRequest",
     "Header",
     "Message",
+    "OneWay",
     "PingRequest",
     "Request",
     "Response",
     "ShutdownRequest",
+    "StreamCredit",
+    "StreamEnd",
+    "StreamItem",
+    "StreamRequest",
     "SuccessResponse",
     "UserErrorResponse",
     "decode_body",
     "encode_body",
 ]
+
+Request: TypeAlias = ActionRequest | CancelRequest | PingRequest | ShutdownRequest
+Response: TypeAlias = (
+    ActionResponse
+    | SuccessResponse
+    | AcademyErrorResponse
+    | UserErrorResponse
+    | StreamEnd
+)
+OneWay: TypeAlias = StreamItem | StreamCredit
+Body: TypeAlias = Request | Response | OneWay
+
+BODIES: dict[int, Any] = {
+    body.code: body
+    for body in (
+        ActionRequest,
+        CancelRequest,
+        PingRequest,
+        ShutdownRequest,
+        ActionResponse,
+        SuccessResponse,
+        AcademyErrorResponse,
+        UserErrorResponse,
+        StreamRequest,
+        StreamItem,
+        StreamCredit,
+        StreamEnd,
+    )
+}
 
 
 class Header(NamedTuple):
@@ -50,11 +90,11 @@ class Header(NamedTuple):
     dest: EntityId
     tag: UUID
     label: UUID | None
-    kind: Literal["request", "response"]
+    kind: Literal["request", "response", "one-way"]
 
 
 class Message:
-    """A request or a response on its way from one entity to another.
+    """A request, a response or a one-way message, from one entity to another.
 
     `lease` is the number under which the exchange delivered a request; its response
     carries it back. `redelivered` says that an earlier incarnation may have run it.
@@ -104,14 +144,14 @@ class Message:
         """Make a message with a tag of its own (16 random bytes unless given)."""
         return cls(src, dest, tag or uuid4().bytes, body, label=label)
 
-    def create_response(self, body: Response) -> Message:
-        """Make the answer to this request.
+    def create_response(self, body: Response | OneWay) -> Message:
+        """Make the answer to this request, or what is said on the way to it.
 
         Raises:
-            ValueError: this message is a response itself.
+            ValueError: this message is no request.
         """
-        if self.is_response():
-            raise ValueError("a response has no response")
+        if not self.is_request():
+            raise ValueError("a response or one-way message has no response")
         return Message(
             self.dest, self.src, self.tag, body, label=self.label, lease=self.lease
         )
@@ -124,7 +164,7 @@ class Message:
             self.dest,
             UUID(bytes=self.tag),
             self.label,
-            "response" if self.is_response() else "request",
+            self.get_body().kind,
         )
 
     @property

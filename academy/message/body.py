@@ -5,7 +5,7 @@ A payload (arguments, result, exception) stays encoded until someone asks for it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from uuid import UUID
 
 from academy.exception import (
@@ -290,24 +290,3 @@ class UserErrorResponse:
     @classmethod
     def _read(cls, data: memoryview) -> UserErrorResponse:
         return cls(Payload.from_bytes(data))
-
-
-Request: TypeAlias = ActionRequest | CancelRequest | PingRequest | ShutdownRequest
-Response: TypeAlias = (
-    ActionResponse | SuccessResponse | AcademyErrorResponse | UserErrorResponse
-)
-Body: TypeAlias = Request | Response
-
-BODIES: dict[int, Any] = {
-    body.code: body
-    for body in (
-        ActionRequest,
-        CancelRequest,
-        PingRequest,
-        ShutdownRequest,
-        ActionResponse,
-        SuccessResponse,
-        AcademyErrorResponse,
-        UserErrorResponse,
-    )
-}

@@ -216,6 +216,7 @@ class Runtime(Generic[AgentT]):
             self.registration, self._server.handle
         )
         client.on_lost = self._mailbox_lost
+        client.on_refused = self._server.refused
         self.agent._agent_context = self._context = AgentContext(
             self.agent_id,
             client,

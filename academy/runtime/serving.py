@@ -17,11 +17,9 @@ from academy.exception import (
     ExchangeError,
     MessageTooLargeError,
     PingCancelledError,
-    ResultSerializationError,
 )
-from academy.handle import unknown_action
+from academy.handle.naming import unknown_action, wrong_use
 from academy.message import (
-    AcademyErrorResponse,
     ActionRequest,
     ActionResponse,
     CancelRequest,
@@ -29,9 +27,12 @@ from academy.message import (
     PingRequest,
     Response,
     ShutdownRequest,
+    StreamCredit,
+    StreamRequest,
     SuccessResponse,
-    UserErrorResponse,
 )
+from academy.runtime.answers import coded, not_serialized, raised
+from academy.runtime.streams import Outlet
 from academy.serialize import Payload
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ class RequestServer:
         started: whether the agent has started.
 
     Invariants: `_early` holds what comes before `start` or `stop`, and is None after.
-    `_running` has the task and the request of every action that is to be answered,
-    by the request's tag.
+    `_running` has every action that is to be answered, by its request's tag: its task,
+    the request, and the outlet of one that yields.
     """
 
     __slots__ = (
@@ -82,7 +83,9 @@ class RequestServer:
         self._on_shutdown = on_shutdown
         self._on_exit = on_exit
         self._early: list[Message] | None = []
-        self._running: dict[bytes, tuple[asyncio.Task[None], Message]] = {}
+        self._running: dict[
+            bytes, tuple[asyncio.Task[None], Message, Outlet | None]
+        ] = {}
         self._stopped = False
         self.started = False
         self._client: AgentExchangeClient
@@ -111,7 +114,7 @@ class RequestServer:
     async def finish(self) -> None:
         """Wait for the actions that run."""
         while self._running:
-            await asyncio.wait([task for task, _ in self._running.values()])
+            await asyncio.wait([task for task, *_ in self._running.values()])
 
     async def cancel(self) -> None:
         """Cancel the actions that run, and wait until they have been answered."""
@@ -133,15 +136,32 @@ class RequestServer:
             self._answer(message, self._pong())
         elif type(body) is CancelRequest:
             self._cancel_on_request(message, body.target)
+        elif type(body) is StreamRequest:
+            self._begin(message, body)
+        elif type(body) is StreamCredit:
+            outlet = self._outlet(message)
+            if outlet is not None:
+                outlet.credit(body.taken)
         elif type(body) is ShutdownRequest:
             self._answer(message, SuccessResponse())
             self._on_shutdown(body.terminate)
+
+    def refused(self, item: Message, error: Exception) -> None:
+        """Learn that a caller's mailbox has refused an item: its stream ends."""
+        outlet = self._outlet(item)
+        if outlet is not None and outlet.failure is None:
+            outlet.failure = error
+            self._cancel(item.tag)
+
+    def _outlet(self, message: Message) -> Outlet | None:
+        running = self._running.get(message.tag)
+        return None if running is None else running[2]
 
     def _pong(self) -> Response:
         if self.started:
             return SuccessResponse()
         text = f"{self._client.client_id} ended before it had started."
-        return _coded(PingCancelledError(text))
+        return coded(PingCancelledError(text))
 
     def _begin(self, message: Message, request: ActionRequest) -> None:
         if self._stopped:
@@ -151,18 +171,29 @@ class RequestServer:
         spec = self._actions.get(name)
         if spec is None:
             error = unknown_action(self._client.client_id, name, self._actions)
-            self._answer(message, _raised(request, error))
+            self._answer(message, raised(request, error))
             return
         if message.redelivered and not spec.idempotent:
-            self._answer(message, _coded(ActionInterruptedError(name)))
+            self._answer(message, coded(ActionInterruptedError(name)))
+            return
+        outlet = None
+        if type(request) is StreamRequest:
+            outlet = Outlet(self._client, message, request)
+        if spec.streams is not (outlet is not None):
+            misuse = wrong_use(name, streams=spec.streams)
+            self._answer(message, raised(request, misuse))
             return
         task = asyncio.get_running_loop().create_task(
-            self._run(message, request, spec), context=self._context.copy()
+            self._run(message, request, spec, outlet), context=self._context.copy()
         )
-        self._running[message.tag] = (task, message)
+        self._running[message.tag] = (task, message, outlet)
 
     async def _run(
-        self, message: Message, request: ActionRequest, spec: ActionSpec
+        self,
+        message: Message,
+        request: ActionRequest,
+        spec: ActionSpec,
+        outlet: Outlet | None,
     ) -> None:
         name = request.action
         response: Response
@@ -171,15 +202,21 @@ class RequestServer:
             if spec.context:
                 context = ActionContext(message.src, self._client)
                 kwargs = {**kwargs, "context": context}
-            result = await getattr(self._agent, name)(*args, **kwargs)
-            response = ActionResponse(Payload(request.result_strategy, result))
+            called = getattr(self._agent, name)(*args, **kwargs)
+            if outlet is None:
+                result = await called
+                response = ActionResponse(Payload(request.result_strategy, result))
+            else:
+                response = await outlet.run(called)
         except asyncio.CancelledError:
-            response = _coded(ActionCancelledError(name))
+            response = coded(ActionCancelledError(name))
+            if outlet is not None and outlet.failure is not None:
+                response = raised(request, outlet.failure)
         except Exception as error:
             logger.debug("action %s raised", name, exc_info=True)
-            response = _raised(request, error)
+            response = raised(request, error)
         except SystemExit as error:  # it is for the agent, not for its caller
-            response = _coded(ActionCancelledError(name))
+            response = coded(ActionCancelledError(name))
             self._on_exit(error)
         finally:
             self._running.pop(message.tag, None)
@@ -193,17 +230,17 @@ class RequestServer:
             self._client.release(message)  # it follows a request that was given back
         else:
             error = ActionInvalidStateError(f"No action runs for request {tag.hex()}.")
-            self._answer(message, _coded(error))
+            self._answer(message, coded(error))
 
     def _cancel(self, tag: bytes) -> None:
-        task, message = self._running[tag]
+        task, message, _ = self._running[tag]
         coroutine: Any = task.get_coro()
         if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
             # Cancelled before its first step, it will never come to answer.
             del self._running[tag]
             body = message.get_body()
             assert isinstance(body, ActionRequest)
-            self._answer(message, _coded(ActionCancelledError(body.action)))
+            self._answer(message, coded(ActionCancelledError(body.action)))
         task.cancel()
 
     # --- answers
@@ -218,33 +255,12 @@ class RequestServer:
         except Exception as error:
             if not isinstance(response, ActionResponse):
                 raise
-            result = response.get_result()
-            self._answer_error(message, _not_serialized(message, result, error))
+            request = message.get_body()
+            assert isinstance(request, ActionRequest)
+            problem = not_serialized(request.action, response.get_result(), error)
+            self._answer_error(message, problem)
 
     def _answer_error(self, message: Message, error: Exception) -> None:
         request = message.get_body()
         assert isinstance(request, ActionRequest)
-        self._answer(message, _raised(request, error))
-
-
-def _coded(error: Exception) -> AcademyErrorResponse:
-    response = AcademyErrorResponse.of(error)
-    assert response is not None, f"{error!r} has no code"
-    return response
-
-
-def _raised(request: ActionRequest, error: Exception) -> UserErrorResponse:
-    trace = error.__traceback__
-    if trace is not None:
-        error.__traceback__ = trace.tb_next  # our own frame tells the caller nothing
-    return UserErrorResponse(Payload(request.exception_strategy, error))
-
-
-def _not_serialized(message: Message, result: Any, error: Exception) -> Exception:
-    request = message.get_body()
-    assert isinstance(request, ActionRequest)
-    kind = type(result)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    raised = ResultSerializationError(request.action, name, str(error))
-    raised.__cause__ = error
-    return raised
+        self._answer(message, raised(request, error))

@@ -19,6 +19,7 @@ from aiohttp import web
 from academy.agent import Agent, action as agent_action
 from academy.exception import (
     AgentTerminatedError,
+    RequestsNotServedError,
 )
 from academy.exchange import (
     AgentRegistration,
@@ -600,6 +601,8 @@ async def test_a_v1_agent_serves_our_handles(
     assert await handle.ping() > 0
     with pytest.raises(LookupError, match="in an old agent"):
         await handle.fail()
+    with pytest.raises(RequestsNotServedError, match="protocol v1"):
+        await anext(handle.stream())
     in_json = handle_of(old_agent, user, request_serializer=JSON)
     assert await in_json.add("x", b="y") == "xy"
 

@@ -21,6 +21,7 @@ from academy.exception import (
     ExchangeConnectionError,
     ForbiddenError,
     MessageTooLargeError,
+    StreamsUnsupportedError,
     UnauthorizedError,
 )
 from academy.exchange import (
@@ -57,6 +58,10 @@ class Worker(Agent):
     @action
     async def fail(self) -> None:
         raise KeyError("no such isotope")
+
+    @action
+    async def stream(self) -> AsyncIterator[int]:
+        yield 1
 
     @action
     async def large(self, size: int) -> bytes:
@@ -98,6 +103,8 @@ async def test_agents_are_launched_called_and_ended(url: str) -> None:
         assert await handle.ping() > 0
         with pytest.raises(KeyError, match="no such isotope"):
             await handle.fail()
+        with pytest.raises(StreamsUnsupportedError, match="protocol v1"):
+            await anext(handle.stream())
         (found,) = await manager.exchange_client.discover(Worker)
         assert found == handle.agent_id
         await manager.shutdown(handle, terminate=True)

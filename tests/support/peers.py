@@ -15,6 +15,7 @@ from academy.exchange.broker import Broker
 from academy.exchange.mailbox import Session
 from academy.exchange.store import (
     FROM_AGENT,
+    ONE_WAY,
     RESPONSE,
     TO_AGENT,
     Changes,
@@ -113,6 +114,10 @@ class Peer:
         flags = FROM_AGENT | TO_AGENT
         self.post(Envelope(dest, self.uid, tag, flags, payload, len(payload)))
         return tag
+
+    def one_way(self, dest: bytes, tag: bytes, payload: bytes = b".") -> int:
+        flags = FROM_AGENT | TO_AGENT | RESPONSE | ONE_WAY
+        return self.post(Envelope(dest, self.uid, tag, flags, payload, len(payload)))
 
     def respond(self, request: Delivery, payload: bytes = b"!") -> int:
         flags = FROM_AGENT | TO_AGENT | RESPONSE

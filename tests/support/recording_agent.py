@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,19 @@ class RecordingAgent(Agent):
             self._write(-1, number)
             await asyncio.Event().wait()
         return "done"
+
+    @action
+    async def stream_once(self, to: int) -> AsyncIterator[int]:
+        for number in range(to):
+            yield number
+            await asyncio.sleep(0)
+
+    @action(idempotent=True)
+    async def stream_again(self, to: int) -> AsyncIterator[int]:
+        self._write(to, os.getpid())
+        for number in range(to):
+            yield number
+            await asyncio.sleep(0)
 
     @action
     async def pid(self) -> int:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 AGENTS = """
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Generic, TypeVar
 
 import academy.agent as aliased
@@ -51,6 +51,14 @@ class Counter(Resets, Agent):
     @action(context=True)
     async def asked_by(self, prefix: str, *, context: ActionContext) -> str:
         return f"{prefix} {context.source_id}"
+
+    @action(idempotent=True)
+    async def each(self, to: int) -> AsyncIterator[int]:
+        yield to
+
+    @action(context=True)
+    async def each_caller(self, *, context: ActionContext) -> AsyncIterator[str]:
+        yield str(context.source_id)
 
     @module.action
     async def through_module(self) -> bytes:
@@ -115,6 +123,17 @@ async def main(handle: Handle[Counter]) -> None:
     await handle.add()  # E: Missing positional argument "amount"
     await handle.add(1, time=2)  # E: Unexpected keyword argument "time"
     n: str = await handle.add(1)  # E: expression has type "int"
+""",
+    "a_stream_is_iterated_over": """
+async def main(handle: Handle[Counter], proxy: ProxyHandle[Counter]) -> None:
+    async for item in handle.each(3):
+        assert_type(item, int)
+    async for caller in handle.each_caller():
+        assert_type(caller, str)
+    assert_type([n async for n in proxy.each(3)], list[int])
+    handle.each("3")  # E: incompatible type "str"; expected "int"
+    await handle.each(3)  # E: Incompatible types in "await"
+    async for _ in handle.add(1): ...  # E: "Coroutine[Any, Any, int]" has no attribute
 """,
     "an_unknown_action_is_an_error_that_names_it": """
 async def main(handle: Handle[Counter]) -> None:

@@ -204,6 +204,43 @@ async def test_a_response_stays_until_it_was_received(
     assert await stored(store, alice) == []
 
 
+async def test_a_one_way_message_settles_nothing_and_stays_until_it_was_received(
+    broker: Broker, store: BrittleStore, alice: Peer, bob: Peer
+) -> None:
+    tag = alice.request(bob.uid)
+    await broker.settle()
+    bob.one_way(alice.uid, tag, b"item")
+    alice.one_way(bob.uid, tag, b"credit")
+    await broker.settle()
+    assert (alice.payloads(), bob.payloads()) == ([b"item"], [b"?", b"credit"])
+    assert await stored(store, alice) == [b"item"]
+
+    alice.acknowledge()
+    bob.acknowledge(2)
+    await broker.settle()
+    assert await stored(store, alice) == []
+    assert await stored(store, bob) == [b"?"]
+    bob.respond(bob.inbox[0])
+    await broker.settle()
+    assert alice.payloads() == [b"item", b"!"]
+
+
+async def test_a_full_or_ended_mailbox_refuses_one_way_messages(
+    broker: Broker, alice: Peer
+) -> None:
+    broker.limits = SMALL
+    bob = await peer(broker, attached=False)
+    tag = os.urandom(16)
+    for _ in range(5):
+        alice.request(bob.uid)
+    full = alice.one_way(bob.uid, tag)
+    await broker.terminate(bob.uid)
+    ended = alice.one_way(bob.uid, tag)
+    await broker.settle()
+    assert isinstance(alice.refused[full], MailboxFullError)
+    assert isinstance(alice.refused[ended], MailboxTerminatedError)
+
+
 async def test_a_second_answer_to_a_request_is_dropped(
     broker: Broker, alice: Peer, bob: Peer
 ) -> None:

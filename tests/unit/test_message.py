@@ -28,6 +28,10 @@ from academy.message import (
     Message,
     PingRequest,
     ShutdownRequest,
+    StreamCredit,
+    StreamEnd,
+    StreamItem,
+    StreamRequest,
     SuccessResponse,
     UserErrorResponse,
     decode_body,
@@ -57,9 +61,14 @@ coded_errors = st.one_of(
     st.builds(PingCancelledError, st.text(min_size=1)),
     st.builds(RequestsNotServedError, st.text(min_size=1)),
 )
+counts = st.integers(0, 2**64 - 1)
 bodies = st.one_of(
+    st.builds(StreamItem, counts, payloads),
+    st.builds(StreamCredit, counts),
+    st.builds(StreamEnd, counts),
     st.builds(
-        ActionRequest,
+        lambda kind, *fields: kind(*fields),
+        st.sampled_from([ActionRequest, StreamRequest]),
         st.text(max_size=60),
         arguments,
         st.none() | strategies,
@@ -88,7 +97,8 @@ messages = st.builds(
 def fields(body: Any) -> dict[str, Any]:
     """What a body says, payloads decoded."""
     found = {}
-    for name in body.__slots__:
+    names = [n for kind in type(body).__mro__ for n in getattr(kind, "__slots__", ())]
+    for name in names:
         value = getattr(body, name)
         if isinstance(body, UserErrorResponse):
             error = body.get_exception()

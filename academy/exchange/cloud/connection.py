@@ -27,6 +27,7 @@ from academy.exchange.errors import pack_error
 from academy.exchange.presence import Presence, unpack_place
 from academy.exchange.store import (
     FROM_AGENT,
+    ONE_WAY,
     RESPONSE,
     TO_AGENT,
     Envelope,
@@ -40,7 +41,7 @@ MAX_REASON = 10_000
 NEWS_AT_ONCE = 1_000
 """Mailboxes in one NEWS record."""
 
-_ADDRESS_FLAGS = RESPONSE | FROM_AGENT | TO_AGENT
+_ADDRESS_FLAGS = RESPONSE | FROM_AGENT | TO_AGENT | ONE_WAY
 _HEAD = protocol.MESSAGE.size
 _LARGEST_SEQUENCE = (1 << 63) - 1
 _SENSELESS = (LookupError, TypeError, ValueError, AttributeError, OverflowError)

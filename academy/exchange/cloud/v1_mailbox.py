@@ -17,14 +17,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
-from academy.exception import AcademyError, StorageError
+from academy.exception import (
+    AcademyError,
+    RequestsNotServedError,
+    StorageError,
+    StreamsUnsupportedError,
+)
 from academy.exchange.broker import Broker
 from academy.exchange.cloud.v1_messages import write_message
 from academy.exchange.directory import address_flags
 from academy.exchange.presence import Presence
 from academy.exchange.store import FROM_AGENT, RESPONSE, TO_AGENT, Envelope
 from academy.identifier import entity_id
-from academy.message import Message, encode_body
+from academy.message import AcademyErrorResponse, Message, encode_body
 
 logger = logging.getLogger(__name__)
 
@@ -208,6 +213,15 @@ class V1Mailbox:
         except (ValueError, RecursionError) as error:
             logger.error("dropped a malformed message of %s: %s", self.uid.hex(), error)
             self.received(envelope)
+            return None
+        except StreamsUnsupportedError as error:
+            # Its owner would not know what it is, and its sender waits.
+            self.received(envelope)
+            if not envelope.flags & RESPONSE:
+                number = self._requests.pop((envelope.src, envelope.tag), 0)
+                body = AcademyErrorResponse.of(RequestsNotServedError(str(error)))
+                assert body is not None
+                self._put(self._message(envelope).create_response(body), number)
             return None
 
     def _message(self, envelope: Envelope) -> Message:

@@ -17,7 +17,11 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from academy.exception import IncompatibleNetworkProtocolError, ProtocolError
+from academy.exception import (
+    IncompatibleNetworkProtocolError,
+    ProtocolError,
+    StreamsUnsupportedError,
+)
 from academy.identifier import AgentId, EntityId, UserId
 from academy.message import (
     AcademyErrorResponse,
@@ -28,6 +32,10 @@ from academy.message import (
     Message,
     PingRequest,
     ShutdownRequest,
+    StreamCredit,
+    StreamEnd,
+    StreamItem,
+    StreamRequest,
     SuccessResponse,
     UserErrorResponse,
 )
@@ -109,9 +117,12 @@ def write_message(message: Message) -> str:
 
     Raises:
         ValueError: its bytes are not those of a message.
+        StreamsUnsupportedError: it is part of a stream.
         Exception: its body is live and does not serialize.
     """
     body = message.get_body()
+    if isinstance(body, StreamRequest | StreamItem | StreamCredit | StreamEnd):
+        raise StreamsUnsupportedError(message.dest)
     # No `academy_version`: it would be that of another implementation.
     header = {
         "src": write_entity(message.src),

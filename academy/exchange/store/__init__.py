@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 RESPONSE = 1
-"""Flag of an envelope that answers a request."""
+"""Flag of an envelope that nobody answers: it is settled when it was received."""
 FROM_AGENT = 2
 """Flag of an envelope whose source is an agent."""
 TO_AGENT = 4
 """Flag of an envelope whose destination is an agent."""
+ONE_WAY = 8
+"""Flag, beside `RESPONSE`, of an envelope that does not settle a request either."""
 
 
 class Envelope:
@@ -21,7 +23,7 @@ class Envelope:
         dest: uid of the destination, 16 bytes (refusals have a place of their own).
         src: uid of the source, 16 bytes.
         tag: 16 bytes that a request and its response share.
-        flags: `RESPONSE`, `FROM_AGENT`, `TO_AGENT`.
+        flags: `RESPONSE`, `FROM_AGENT`, `TO_AGENT`, `ONE_WAY`.
         payload: bytes of a body (or, in the local exchange, the message itself).
         size: bytes that count against limits.
         number: place in the exchange's order, given when the message is stored.

@@ -1,6 +1,7 @@
 """Calls through a handle are checked against the agent's actions."""
 
-from typing import assert_type
+from collections.abc import AsyncIterator
+from typing import Any, assert_type
 
 from academy.agent import Agent, action
 from academy.handle import Handle
@@ -18,6 +19,10 @@ class Counter(Agent):
     @action(idempotent=True)
     async def label(self) -> str:
         return f"count {self.count}"
+
+    @action
+    async def each(self, to: int) -> AsyncIterator[int]:
+        yield to
 
 
 class Lamp(Agent):
@@ -51,3 +56,17 @@ async def a_name_is_not_checked(handle: Handle[Counter]) -> None:
 async def an_action_is_still_a_method(counter: Counter) -> None:
     assert_type(await counter.add(1), int)
     await counter.add("1")  # E: int
+
+
+async def a_stream_has_the_types_that_it_yields(handle: Handle[Counter]) -> None:
+    async for item in handle.action(Counter.each, 1):
+        assert_type(item, int)
+    async for anything in handle.action("each", 1):
+        assert_type(anything, Any)
+    handle.action(Counter.each, "1")  # E: int
+    await handle.action(Counter.each, 1)  # E:
+
+
+async def what_returns_is_not_iterated(handle: Handle[Counter]) -> None:
+    async for _ in handle.action(Counter.add, 1):  # E:
+        pass
