@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
@@ -25,6 +26,7 @@ from academy.exception import (
     SupersededError,
 )
 from academy.exchange.attendance import Attendance
+from academy.exchange.census import Census, take_census
 from academy.exchange.mailbox import Consumer, Limits, Mailbox, Session
 from academy.exchange.mailbox_status import MailboxStatus
 from academy.exchange.refusals import Refusal, Refusals
@@ -57,6 +59,14 @@ class Broker:
     """Keeps every rule of the exchange over one store.
 
     All calls come from one event loop. `open` first, `close` last.
+
+    Attributes:
+        limits: what it refuses.
+        stored: messages that it has taken, since it was made.
+        settled: messages that were dealt with and removed one by one.
+        delivered: messages handed to consumers.
+        redelivered: those of them that an earlier incarnation may have had.
+        refused: messages that it has refused, by the name of the error.
     """
 
     def __init__(self, store: Store, limits: Limits | None = None) -> None:
@@ -66,6 +76,8 @@ class Broker:
         self._sessions: dict[bytes, Session] = {}
         self._sequences: dict[bytes, int] = {}
         self._refusals = Refusals()
+        self.stored = self.settled = self.delivered = self.redelivered = 0
+        self.refused: Counter[str] = Counter()
         self._number = 0
         self._opened = False
         self._controls: list[tuple[Control, asyncio.Future[Any]]] = []
@@ -412,6 +424,19 @@ class Broker:
         """Tell a session no more about these mailboxes."""
         self._attendance.unwatch(session, uids)
 
+    async def census(self) -> Census:
+        """Count the mailboxes, and what is in them."""
+        return await take_census(self._boxes.values())
+
+    async def check(self) -> None:
+        """Open the store again where that has failed.
+
+        Raises:
+            StorageError: it fails again.
+        """
+        if not self._opened:
+            await self._control(_nothing)
+
     def discover(self, name: str, allow_subclasses: bool) -> list[MailboxRecord]:
         """Return the live agents of a qualified class name."""
         return [
@@ -479,7 +504,7 @@ class Broker:
         self._take_receipts(changes)
         refused = self._take_arrivals(changes, arrivals)
         if changes:
-            self._refusals.settle(changes)
+            self._complete(changes, len(refused))
             commit(changes)
         self._conclude(arrivals, refused)
 
@@ -522,7 +547,7 @@ class Broker:
         for work, done in late:
             answers.append((done, await self._attempt(work, changes)))
         if changes:
-            self._refusals.settle(changes)
+            self._complete(changes, len(refused))
             await self._store.commit(changes)
         for done, problem in answers:
             if done.done():
@@ -534,6 +559,12 @@ class Broker:
         self._conclude(arrivals, refused, departures)
         if self._hungry:
             await self._catch_up()
+
+    def _complete(self, changes: Changes, refused: int) -> None:
+        """Count what is about to be stored, and add what was not urgent."""
+        self.stored += len(changes.added) - refused
+        self.settled += len(changes.settled)
+        self._refusals.settle(changes)
 
     def _conclude(
         self,
@@ -607,6 +638,7 @@ class Broker:
             error = self._take(changes, session, envelope)
             if error is not None:
                 refusal = Refusal(sequence, envelope.tag, error)
+                self.refused[type(error).__name__] += 1
                 self._number += 1
                 self._refusals.add(changes, self._number, session.uid, refusal)
                 refused.append((session, refusal))
@@ -675,6 +707,7 @@ class Broker:
 
     def _lease(self, session: Session, box: Mailbox, envelope: Envelope) -> None:
         if envelope.redelivered:
+            self.redelivered += 1
             box.repeated.add(envelope.number)
         elif not session.pops:
             envelope.lease = box.record.epoch
@@ -698,6 +731,7 @@ class Broker:
 
     def _send(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
+        self.delivered += len(outgoing)
         for session, envelope in outgoing:
             if session.open:
                 session.consumer.deliver(envelope)
@@ -795,6 +829,10 @@ class Broker:
             await self.open()
         except StorageError as problem:
             logger.error("trying again with the next message: %s", problem)
+
+
+async def _nothing(changes: Changes) -> None:
+    """Do nothing, in a turn of the broker."""
 
 
 def _lease_change(uid: bytes, number: int, lease: int) -> Envelope:

@@ -21,6 +21,7 @@ from academy.exchange.store import (
     MailboxRecord,
     Store,
 )
+from academy.exchange.store.measured import MeasuredStore
 from academy.exchange.store.memory import MemoryStore
 from academy.exchange.store.sqlite import SqliteStore
 from tests.support.redis import Redis, redis_store
@@ -29,6 +30,7 @@ Make: TypeAlias = Callable[[Path], Store]
 
 IMPLEMENTATIONS: dict[str, Make] = {
     "memory": lambda path: MemoryStore(),
+    "measured": lambda path: MeasuredStore(MemoryStore()),
     "sqlite-process": lambda path: SqliteStore(path),
     "sqlite-power": lambda path: SqliteStore(path, "power"),
 }

@@ -77,10 +77,11 @@ async def serve(config: ExchangeServingConfig, until_parent_ends: bool) -> None:
     """Serve until told to stop; prints the address once it is listening."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    _stop_at_signals(stop)
     watch = loop.create_task(_watch_parent(stop)) if until_parent_ends else None
-    runner = web.AppRunner(create_app(config), access_log=None, shutdown_timeout=5)
+    patience = config.operations.drain_seconds
+    app = create_app(config)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=patience / 2)
     await runner.setup()
     try:
         site = web.TCPSite(runner, config.host, config.port)
@@ -101,13 +102,44 @@ async def serve(config: ExchangeServingConfig, until_parent_ends: bool) -> None:
         logger.info("exchange at %s, backend %s", url, config.backend.kind)
         print(url, flush=True)
         await stop.wait()
-        logger.info("stopping")
+        logger.info("stopping: clients are told, for %s s at most", patience)
         for name in names:
             forget(name)
     finally:
         if watch is not None:
             watch.cancel()
-        await runner.cleanup()
+        await _end(runner, patience)
+
+
+async def _end(runner: web.AppRunner, patience: float) -> None:
+    try:
+        async with asyncio.timeout(patience):
+            # Meanwhile whoever connects, or asks whether it is ready, gets an answer.
+            await runner.app.shutdown()
+            await runner.cleanup()
+    except TimeoutError:
+        logger.warning(
+            "not all clients have let go within %s s: they connect again", patience
+        )
+
+
+def _stop_at_signals(stop: asyncio.Event) -> None:
+    """Stop in order at the first SIGTERM or SIGINT, and at once at the second."""
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def end_at_once(number: int) -> None:
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    def begin() -> None:
+        stop.set()
+        for number in signals:
+            loop.add_signal_handler(number, end_at_once, number)
+
+    for number in signals:
+        loop.add_signal_handler(number, begin)
 
 
 async def _watch_parent(stop: asyncio.Event) -> None:

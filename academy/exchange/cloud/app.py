@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -18,13 +19,18 @@ from academy.exception import (
     UnauthorizedError,
 )
 from academy.exchange.cloud import protocol, v1_routes
-from academy.exchange.cloud.auth import Authority, Credentials
+from academy.exchange.cloud.auth import Authority, Credentials, bearer
 from academy.exchange.cloud.config import ExchangeServingConfig
 from academy.exchange.cloud.connection import Connection
 from academy.exchange.cloud.namespaces import Namespaces
+from academy.exchange.cloud.operations import Operations
 from academy.exchange.errors import pack_error
 
 logger = logging.getLogger(__name__)
+
+ENDING = "the exchange is about to end: connect again"
+GROUP = 100
+"""Clients that are disconnected at once when it ends."""
 
 
 def create_app(config: ExchangeServingConfig | None = None) -> web.Application:
@@ -33,6 +39,7 @@ def create_app(config: ExchangeServingConfig | None = None) -> web.Application:
     server = Server(config)
     app = web.Application()
     app.router.add_get(protocol.PATH, server.connect)
+    server.operations.add_routes(app)
     v1_routes.add_routes(app, server.namespaces, server.authority)
     app.cleanup_ctx.append(server.run)
     return app
@@ -46,25 +53,40 @@ class Server:
         self.authority: Authority = config.auth.authority()
         limits = config.limits.broker_limits()
         self.namespaces = Namespaces(config.backend, limits)
-        self._connections: set[Connection] = set()
+        self.operations = Operations(config.operations, self.namespaces, self.authority)
 
     async def run(self, app: web.Application) -> AsyncIterator[None]:
         """Keep the stores open for as long as the application runs."""
         await self.namespaces.open()
-        app.on_shutdown.append(self._disconnect_all)
+        app.on_shutdown.append(self._drain)
         yield
         await self.namespaces.close()
 
-    async def _disconnect_all(self, _: web.Application) -> None:
+    async def _drain(self, _: web.Application) -> None:
+        """Confirm what has arrived and ask clients to connect anew.
+
+        They go in groups, so that those of another server do not come all at once.
+        """
+        self.operations.draining = True
         # So long that confirmations go out; who keeps sending must not keep us.
         with suppress(TimeoutError):
             await asyncio.wait_for(self.namespaces.settle(), 1)
-        closing = [c.close(WSCloseCode.GOING_AWAY) for c in self._connections]
-        await asyncio.gather(*closing, return_exceptions=True)
+        left = list(self.operations.connections)
+        random.shuffle(left)
+        # A quarter of the time is for these pauses.
+        longest = self.config.operations.drain_seconds / 4 / (1 + len(left) // GROUP)
+        while left:
+            group, left = left[:GROUP], left[GROUP:]
+            closing = [c.close(WSCloseCode.SERVICE_RESTART, ENDING) for c in group]
+            await asyncio.gather(*closing, return_exceptions=True)
+            if left:
+                await asyncio.sleep(random.uniform(0, min(longest, 0.2)))
 
     async def connect(self, request: web.Request) -> web.StreamResponse:
         """Serve one client's WebSocket."""
         try:
+            if self.operations.draining:
+                raise StorageError(ENDING)
             credentials = self._admit(request)
             session = bytes.fromhex(request.headers.get(protocol.SESSION_HEADER, ""))
             if len(session) != 16:
@@ -73,13 +95,13 @@ class Server:
                 )
             broker = await self.namespaces.broker(credentials.namespace)
         except UnauthorizedError as error:
-            return _refusal(401, error)
+            return self._refuse(request, 401, error)
         except StorageError as error:
-            return _refusal(503, error)
+            return self._refuse(request, 503, error)
         except (ExchangeError, IncompatibleNetworkProtocolError) as error:
-            return _refusal(400, error)
+            return self._refuse(request, 400, error)
         except ValueError as error:
-            return _refusal(400, ProtocolError(str(error)))
+            return self._refuse(request, 400, ProtocolError(str(error)))
         limit = self.config.limits.max_message_bytes
         ws = web.WebSocketResponse(
             max_msg_size=limit + 2 * 1_000_000,
@@ -88,20 +110,23 @@ class Server:
         )
         await ws.prepare(request)
         connection = Connection(broker, self.authority, ws, session, credentials)
-        self._connections.add(connection)
+        self.operations.connections[connection] = credentials.namespace
         try:
             await connection.serve()
         finally:
-            self._connections.discard(connection)
+            self.operations.disconnected(connection)
         return ws
 
     def _admit(self, request: web.Request) -> Credentials:
         version = request.headers.get(protocol.PROTOCOL_HEADER)
         if version != str(protocol.PROTOCOL):
             raise IncompatibleNetworkProtocolError(version, protocol.PROTOCOL)
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        return self.authority.verify(token if scheme == "Bearer" else None)
+        return self.authority.verify(bearer(request.headers))
 
-
-def _refusal(status: int, error: AcademyError) -> web.Response:
-    return web.json_response(pack_error(error), status=status)
+    def _refuse(
+        self, request: web.Request, status: int, error: AcademyError
+    ) -> web.Response:
+        self.operations.turned_away[type(error).__name__] += 1
+        if not self.operations.draining:
+            logger.warning("turned away %s: %s", request.remote, error)
+        return web.json_response(pack_error(error), status=status)

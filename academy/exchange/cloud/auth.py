@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -133,6 +134,12 @@ class OpenAuthority:
 
     def mailbox_token(self, uid: bytes, namespace: str = DEFAULT_NAMESPACE) -> None:
         """Issue nothing: no token is needed."""
+
+
+def bearer(headers: Mapping[str, str]) -> str | None:
+    """Return the token that a request shows, if it shows one."""
+    scheme, _, token = headers.get("Authorization", "").partition(" ")
+    return token if scheme == "Bearer" else None
 
 
 def check_namespace(name: str) -> str:

@@ -131,6 +131,20 @@ class LoggerConfig(_Section):
         return level.upper() if isinstance(level, str) else level
 
 
+class OperationsConfig(_Section):
+    """What operators ask for.
+
+    Attributes:
+        metrics: who may read `/metrics`: "local" (programs on the same machine, and
+            whoever shows a user's token), "token" (the latter only), "open"
+            (everybody), or "off".
+        drain_seconds: how long it may take to end in order.
+    """
+
+    metrics: Literal["local", "token", "open", "off"] = "local"
+    drain_seconds: float = Field(default=10, gt=0)
+
+
 class ExchangeServingConfig(_Section):
     """A hosted exchange.
 
@@ -144,6 +158,7 @@ class ExchangeServingConfig(_Section):
         backend: where mailboxes and messages are kept.
         limits: what is refused.
         logger: what is logged.
+        operations: what operators ask for.
     """
 
     host: str = "127.0.0.1"
@@ -154,6 +169,7 @@ class ExchangeServingConfig(_Section):
     backend: BackendConfig = Field(default_factory=BackendConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     logger: LoggerConfig = Field(default_factory=LoggerConfig)
+    operations: OperationsConfig = Field(default_factory=OperationsConfig)
 
     def model_post_init(self, _: object) -> None:
         """Let `insecure` say what `auth.method` says."""

@@ -74,11 +74,17 @@ class Connection:
         self._broker = broker
         self._ws = ws
         self._writer = Writer(ws.send_bytes, self._confirmation)
+        self.received = 0
         self._stored = 0
         self._awaited = False
         self._user = credentials
         self._credentials: dict[bytes, Credentials] = {}
         self._session = self._broker.connect(session, self)
+
+    @property
+    def sent(self) -> int:
+        """Bytes that were sent to the client."""
+        return self._writer.sent
 
     async def serve(self) -> None:
         """Work until the connection ends."""
@@ -91,6 +97,7 @@ class Connection:
                     raise ProtocolError(
                         f"a {message.type.name} message is not expected"
                     )
+                self.received += len(message.data)
                 await self._work_off(message.data)
         except ProtocolError as error:
             logger.warning("closed the connection of %s: %s", self._user.subject, error)

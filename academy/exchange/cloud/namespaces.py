@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from academy.exchange.broker import Broker
 from academy.exchange.cloud.auth import DEFAULT_NAMESPACE
+from academy.exchange.store.measured import MeasuredStore
 
 if TYPE_CHECKING:
     from academy.exchange.cloud.config import BackendConfig
@@ -22,13 +23,15 @@ class Namespaces:
     """Opens the broker of a namespace when somebody of it comes, and keeps it open.
 
     Invariant: `_opening` has a task for each namespace that was asked for; its result
-    is the broker. A broker that did not open is tried again by whoever comes next.
+    is the broker, and `stores` has what it stores in. A broker that did not open is
+    tried again by whoever comes next.
     """
 
     def __init__(self, backend: BackendConfig, limits: Limits) -> None:
         self.limits = limits
         self._backend = backend
         self._opening: dict[str, asyncio.Task[Broker]] = {}
+        self.stores: dict[str, MeasuredStore] = {}
 
     async def open(self) -> None:
         """Open the default namespace, to learn at once whether storage works.
@@ -52,7 +55,8 @@ class Namespaces:
         return await asyncio.shield(task)
 
     async def _open(self, name: str) -> Broker:
-        broker = Broker(self._backend.store(name), self.limits)
+        store = self.stores[name] = MeasuredStore(self._backend.store(name))
+        broker = Broker(store, self.limits)
         try:
             await broker.open()
         except BaseException:
@@ -69,6 +73,18 @@ class Namespaces:
             for name, task in self._opening.items()
             if task.done() and not task.cancelled() and task.exception() is None
         }
+
+    async def check(self) -> None:
+        """Find out whether the stores work: the default one, and those that did not.
+
+        Raises:
+            StorageError: one does not.
+        """
+        for name, broker in self.brokers.items():
+            store = self.stores[name]
+            await broker.check()
+            if store.failing or name == DEFAULT_NAMESPACE:
+                await store.check()
 
     async def settle(self) -> None:
         """Wait until no broker has anything left to do."""

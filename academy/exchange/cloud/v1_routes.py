@@ -9,7 +9,7 @@ from aiohttp import web
 
 from academy.exception import AcademyError, StorageError, UnauthorizedError
 from academy.exchange.cloud import v1_http
-from academy.exchange.cloud.auth import Authority, Credentials
+from academy.exchange.cloud.auth import Authority, Credentials, bearer
 from academy.exchange.cloud.namespaces import Namespaces
 from academy.exchange.cloud.v1 import ROUTES, Handler, V1Server
 
@@ -80,10 +80,9 @@ class V1Routes:
             try:
                 if self._stopping:
                     raise StorageError("the exchange is stopping")
-                header = request.headers.get("Authorization", "")
-                scheme, _, token = header.partition(" ")
+                token = bearer(request.headers)
                 try:
-                    by = self._authority.verify(token if scheme == "Bearer" else None)
+                    by = self._authority.verify(token)
                 except UnauthorizedError as error:
                     return v1_http.refusal(error, 403 if token else 401)
                 limit = self._namespaces.limits.max_message_bytes

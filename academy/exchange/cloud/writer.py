@@ -34,6 +34,9 @@ class Writer:
         send: sends one WebSocket message. A lost connection ends the writer: the
             reader of the WebSocket learns of it as well.
         late: returns the record that can wait for company (see `later`), or nothing.
+
+    Attributes:
+        sent: bytes of the WebSocket messages so far.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Writer:
         self._due = False
         self._rest: asyncio.Task[None] | None = None
         self._closed = False
+        self.sent = 0
 
     def put(self, record: Part) -> None:
         """Queue one record."""
@@ -105,6 +109,7 @@ class Writer:
     def _flush(self) -> None:
         try:
             while not self._closed and self._rest is None and (data := self._next()):
+                self.sent += len(data)
                 sending = self._send(data)
                 try:
                     waits_for = sending.send(None)
@@ -133,6 +138,7 @@ class Writer:
             with suppress(ConnectionError):
                 await sending
                 while data := self._next():
+                    self.sent += len(data)
                     await self._send(data)
                 return
             self._closed = True
