@@ -60,7 +60,8 @@ def http_sqlite(plan: Plan, loop: str) -> Sample:
 
 def _hosted(plan: Plan, loop: str, database: Path | None) -> Sample:
     with (
-        spawn_http_exchange(database=database) as factory,
+        # The bare skeleton that it is compared with speaks plain HTTP as well.
+        spawn_http_exchange(database=database, tls=False) as factory,
         workers() as agents,
         workers() as clients,
     ):

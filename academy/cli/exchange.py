@@ -35,7 +35,7 @@ def start(
         typer.Option(min=0, max=65535, help="Port to listen on; 0 is any free one."),
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Ask nobody for a token.")
+        bool, typer.Option("--insecure", help="Serve http and ask for no token.")
     ] = False,
 ) -> None:
     """Start an exchange in the background; it goes on after logout.
@@ -58,6 +58,7 @@ def start(
             )
     started = daemon.start(config)
     typer.echo(f"Exchange at {started.url} (pid {started.pid}, log {started.log})")
+    _show_fingerprint(started)
     if wanted.auth.method == "none":
         typer.echo("INSECURE: everybody who reaches it may do everything.", err=True)
     typer.echo(f'Use it: HttpExchangeFactory("{started.url}")')
@@ -94,7 +95,13 @@ def _answers(daemon: Daemon) -> bool:
         typer.echo(f"{where} does not answer: {error}", err=True)
         return False
     typer.echo(f"{where} answers in {1000 * took:.1f} ms")
+    _show_fingerprint(daemon)
     return True
+
+
+def _show_fingerprint(daemon: Daemon) -> None:
+    if daemon.fingerprint:
+        typer.echo(f"Fingerprint of its certificate (SHA-256): {daemon.fingerprint}")
 
 
 async def _round_trip(url: str) -> float:

@@ -5,7 +5,7 @@ that back into the file, as `[agent_registration]`::
 
     [exchange]
     exchange_type = "http"                # or "globus"; then its factory's parameters
-    url = "http://login1:8700"
+    url = "https://login1:8700"
 
     [agent]
     constructor = "my_package.Archive"    # then its keyword arguments,

@@ -3,7 +3,7 @@
 It runs without a manager, from agent.toml, in jobs that follow each other: see
 sbatch_agent.sh and qsub_agent.sh. Anybody who may use the exchange can ask it:
 
-    python ledger.py http://login1:8700
+    python ledger.py https://login1:8700
 """
 
 from __future__ import annotations

@@ -52,7 +52,11 @@ def make_factory(request: pytest.FixtureRequest) -> Iterator[Make]:
         return
     with spawn_http_exchange() as ours:
         # There is no /v1/v2.
-        yield lambda: HttpExchangeFactory(ours.url + "/v1", token=ours.find_token())
+        yield lambda: HttpExchangeFactory(
+            ours.url + "/v1",
+            token=ours.find_token(),
+            fingerprint=ours.find_fingerprint(),
+        )
 
 
 def test_what_v1_cannot_promise_is_part_of_the_contract() -> None:

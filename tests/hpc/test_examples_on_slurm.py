@@ -182,7 +182,7 @@ def exchange(hosts: NetnsLab, desk: Desk) -> Iterator[str]:
     """The address of an exchange on the login node, which agent.toml names."""
     start = ("academy", "exchange", "start", "--host", hosts.address, "--port", "0")
     [url] = re.findall(r"Exchange at (\S+) ", desk.run(*start))
-    desk.change(desk.examples / "agent.toml", "http://login1:8700", url)
+    desk.change(desk.examples / "agent.toml", "https://login1:8700", url)
     yield url
     desk.run("academy", "exchange", "stop", url)
 

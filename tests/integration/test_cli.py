@@ -55,7 +55,7 @@ async def round_trip(url: str) -> None:
 
 
 def test_an_exchange_starts_answers_and_stops(port: str, academy_home: Path) -> None:
-    url = f"http://127.0.0.1:{port}"
+    url = f"https://127.0.0.1:{port}"
     assert f"Exchange at {url}" in start(port)
     asyncio.run(round_trip(url))  # the token is found by the address
     status = academy("exchange", "status")
@@ -72,15 +72,15 @@ def test_what_is_known_of_an_exchange_is_private(port: str, academy_home: Path) 
     start(port)
     path = academy_home / "exchange.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    facts = json.loads(path.read_text())[f"http://127.0.0.1:{port}"]
-    assert facts.keys() == {"token", "pid", "node", "started", "log"}
+    facts = json.loads(path.read_text())[f"https://127.0.0.1:{port}"]
+    assert facts.keys() == {*("token", "fingerprint", "pid", "node", "started", "log")}
 
 
 def test_an_exchange_takes_its_settings_from_a_file(port: str, tmp_path: Path) -> None:
     config = tmp_path / "exchange.toml"
     config.write_text(f'port = {port}\n[backend]\nkind = "memory"\n')
     result = academy("exchange", "start", "--config", str(config))
-    assert f"http://127.0.0.1:{port}" in result.stdout
+    assert f"https://127.0.0.1:{port}" in result.stdout
 
 
 def test_an_option_counts_before_the_environment_and_the_file(
@@ -92,7 +92,7 @@ def test_an_option_counts_before_the_environment_and_the_file(
     monkeypatch.setenv("ACADEMY_EXCHANGE__BACKEND__PATH", str(tmp_path / "x.db"))
     assert f":{port} " in start(port, "--config", str(config))
     assert (tmp_path / "x.db").exists()
-    asyncio.run(round_trip(f"http://127.0.0.1:{port}"))
+    asyncio.run(round_trip(f"https://127.0.0.1:{port}"))
 
 
 def test_an_insecure_exchange_says_so(port: str) -> None:
@@ -107,7 +107,7 @@ def test_two_exchanges_on_one_port_are_one_too_many(port: str) -> None:
     result = academy("exchange", "start", "--port", port)
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
-    assert f"http://127.0.0.1:{port}" in line
+    assert f"https://127.0.0.1:{port}" in line
     assert "academy exchange stop" in line
 
 
@@ -153,7 +153,7 @@ def test_an_exchange_of_another_address_is_not_stopped(port: str) -> None:
     start(port)
     result = academy("exchange", "stop", "http://127.0.0.1:9")
     assert result.returncode == 1
-    assert f"Known: http://127.0.0.1:{port}" in result.stderr
+    assert f"Known: https://127.0.0.1:{port}" in result.stderr
     assert academy("exchange", "status").returncode == 0
 
 
@@ -185,9 +185,9 @@ def test_an_exchange_of_another_machine_is_stopped_there(
     start(port)
     path = academy_home / "exchange.json"
     known = json.loads(path.read_text())
-    facts = known[f"http://127.0.0.1:{port}"]
+    facts = known[f"https://127.0.0.1:{port}"]
     path.write_text(
-        json.dumps({f"http://127.0.0.1:{port}": facts | {"node": "login9"}})
+        json.dumps({f"https://127.0.0.1:{port}": facts | {"node": "login9"}})
     )
     result = academy("exchange", "stop")
     assert result.returncode == 1

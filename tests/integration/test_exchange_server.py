@@ -251,7 +251,7 @@ def test_a_spawned_exchange_ends_and_tidies_up_when_its_parent_is_killed(
     )
     assert parent.stdin is not None
     assert parent.stdout is not None
-    assert parent.stdout.readline().startswith(b"http://127.0.0.1:")
+    assert parent.stdout.readline().startswith(b"https://127.0.0.1:")
     assert list(temporary.iterdir())
     (child,) = psutil.Process(parent.pid).children()
     parent.kill()

@@ -19,7 +19,7 @@ import pytest
 
 from academy.exception import AgentTerminatedError
 from academy.exchange.cloud import HttpExchangeFactory
-from academy.exchange.cloud.credentials import TOKEN_VARIABLE
+from academy.exchange.cloud.credentials import FINGERPRINT_VARIABLE, TOKEN_VARIABLE
 from academy.exchange.mailbox_status import MailboxStatus
 from academy.handle import Handle
 from academy.identifier import AgentId
@@ -33,6 +33,7 @@ def exchange(
 ) -> HttpExchangeFactory:
     """An exchange whose token the environment tells."""
     monkeypatch.setenv(TOKEN_VARIABLE, http_exchange.find_token() or "")
+    monkeypatch.setenv(FINGERPRINT_VARIABLE, http_exchange.find_fingerprint() or "")
     return http_exchange
 
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from academy.exchange.cloud import HttpExchangeFactory
-from academy.exchange.cloud.credentials import TOKEN_VARIABLE
+from academy.exchange.cloud.credentials import FINGERPRINT_VARIABLE, TOKEN_VARIABLE
 from academy.handle import Handle
 from academy.launch import AgentInterruptedError, AgentSpec, run_agent
 from academy.runtime import RuntimeConfig
@@ -136,7 +136,11 @@ def campaign(
     command = [sys.executable, "-m", "tests.support.campaign"]
     program = subprocess.Popen(
         [*command, exchange.url, str(diary), kind],
-        env={**os.environ, TOKEN_VARIABLE: exchange.find_token() or ""},
+        env={
+            **os.environ,
+            TOKEN_VARIABLE: exchange.find_token() or "",
+            FINGERPRINT_VARIABLE: exchange.find_fingerprint() or "",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

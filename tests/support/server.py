@@ -19,6 +19,7 @@ from typing import Any
 from academy.exchange import ExchangeClientConfig, HttpExchangeFactory
 from academy.exchange.cloud.auth import TokenAuthority
 from academy.exchange.cloud.config import AuthConfig
+from academy.exchange.cloud.credentials import known_exchanges
 
 START_TIMEOUT = 60.0
 
@@ -45,23 +46,32 @@ class ExchangeServer:
 
     Args:
         folder: for its configuration, database and log.
-        sections: of the configuration, for example `limits={"max_message_bytes": 9}`.
+        tls: speak https; proxies that look at what passes can make nothing of it.
+        sections: of the configuration, for example `limits={"max_message_bytes": 9}`,
+            and files, for example `certfile=path`.
     """
 
-    def __init__(self, folder: Path, **sections: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, *, tls: bool = False, **sections: dict[str, Any] | Path
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.database = folder / "exchange.db"
         self.config_file = folder / "exchange.toml"
         self.log = folder / "exchange.log"
         self.key_file = folder / "key"
+        self.home = folder / "home"
+        self.scheme = "https" if tls else "http"
         sections = {
             "auth": {"key_file": str(self.key_file)},
             "backend": {"path": str(self.database)},
             **sections,
         }
-        lines = [f"port = {self.port}"]
+        lines = [f"port = {self.port}", f"tls = {json.dumps(tls)}"]
         for name, section in sections.items():
+            if isinstance(section, Path):
+                lines.insert(0, f"{name} = {json.dumps(str(section))}")
+                continue
             lines.append(f"[{name}]")
             lines += [f"{key} = {json.dumps(value)}" for key, value in section.items()]
         self.config_file.write_text("\n".join(lines))
@@ -69,7 +79,13 @@ class ExchangeServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint that it has left for clients; none without TLS."""
+        facts = known_exchanges(self.home).get(self.url, {})
+        return str(facts.get("fingerprint", ""))
 
     @property
     def pid(self) -> int:
@@ -84,7 +100,8 @@ class ExchangeServer:
 
     def factory(self, port: int | None = None, **options: Any) -> HttpExchangeFactory:
         """Make a factory, at the port of a proxy if one is given."""
-        url = f"http://127.0.0.1:{port or self.port}"
+        url = f"{self.scheme}://127.0.0.1:{port or self.port}"
+        options.setdefault("fingerprint", self.fingerprint)
         options.setdefault("token", self.authority.user_token("tester"))
         if heartbeat := options.pop("heartbeat", None):
             options["config"] = ExchangeClientConfig(heartbeat_interval=heartbeat)
@@ -102,7 +119,7 @@ class ExchangeServer:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, "ACADEMY_HOME": str(self.log.parent / "home")},
+                env={**os.environ, "ACADEMY_HOME": str(self.home)},
             )
         assert self.process.stdout is not None
         watchdog = threading.Timer(START_TIMEOUT, self.process.kill)

@@ -92,7 +92,8 @@ def test_an_unknown_key_is_named_with_the_nearest_and_all_others(file: Path) -> 
     assert refusal(file, "prot = 1\n") == (
         f"{file}:\n"
         "  unknown key 'prot', did you mean 'port'? Known here: host, port, insecure, "
-        "heartbeat_interval, auth, backend, limits, logger, operations."
+        "tls, certfile, keyfile, heartbeat_interval, auth, backend, limits, logger, "
+        "operations."
     )
 
 

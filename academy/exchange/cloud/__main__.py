@@ -79,12 +79,14 @@ async def serve(config: ExchangeServingConfig, until_parent_ends: bool) -> None:
     loop = asyncio.get_running_loop()
     _stop_at_signals(stop)
     watch = loop.create_task(_watch_parent(stop)) if until_parent_ends else None
+    certificate = config.certificate()
     patience = config.operations.drain_seconds
     app = create_app(config)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=patience / 2)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, config.host, config.port)
+        tls = certificate.context() if certificate else None
+        site = web.TCPSite(runner, config.host, config.port, ssl_context=tls)
         try:
             await site.start()
         except OSError as error:
@@ -92,13 +94,17 @@ async def serve(config: ExchangeServingConfig, until_parent_ends: bool) -> None:
                 f"cannot listen on {config.host} port {config.port}: {error.strerror}. "
                 "Choose another port, or 0 for any free one."
             ) from error
-        url = f"http://{_visible(config.host)}:{runner.addresses[0][1]}"
+        scheme = "https" if certificate else "http"
+        url = f"{scheme}://{_visible(config.host)}:{runner.addresses[0][1]}"
         names = [url, *_other_names(config.host, url)]
-        if token := config.auth.user_token():
-            for name in names:
-                remember(name, token=token)
-        else:
+        facts = {
+            "token": config.auth.user_token(),
+            "fingerprint": certificate.fingerprint if certificate else None,
+        }
+        if not facts["token"]:
             logger.warning("INSECURE: everybody who reaches %s may do everything", url)
+        for name in names:
+            remember(name, **{key: value for key, value in facts.items() if value})
         logger.info("exchange at %s, backend %s", url, config.backend.kind)
         print(url, flush=True)
         await stop.wait()
@@ -168,7 +174,8 @@ def _other_names(host: str, url: str) -> list[str]:
 
     port = url.rpartition(":")[2]
     hosts = {socket.getfqdn(), address_by_hostname(), "localhost", "127.0.0.1"}
-    return sorted({f"http://{name}:{port}" for name in hosts} - {url})
+    scheme = url.partition(":")[0]
+    return sorted({f"{scheme}://{name}:{port}" for name in hosts} - {url})
 
 
 if __name__ == "__main__":

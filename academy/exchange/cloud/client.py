@@ -11,8 +11,9 @@ from uuid import UUID
 
 from academy.exception import ExchangeError
 from academy.exchange.client_config import ExchangeClientConfig
-from academy.exchange.cloud.credentials import find_token
+from academy.exchange.cloud.credentials import find_fingerprint, find_token
 from academy.exchange.cloud.link import Link, acquire, is_unknown_path, release
+from academy.exchange.cloud.pinning import parse_fingerprint, trust
 from academy.exchange.directory import new_agents
 from academy.exchange.factory import ExchangeFactory
 from academy.exchange.inbox import Inbox
@@ -29,6 +30,7 @@ from academy.serialize import NoPickleMixin
 from academy.stats import AgentStats
 
 if TYPE_CHECKING:
+    from aiohttp import Fingerprint
     from globus_sdk import GlobusApp
 
     from academy.agent import Agent
@@ -42,7 +44,7 @@ class HttpExchangeFactory(ExchangeFactory):
     All clients of one event loop share one outbound connection.
 
     Args:
-        url: address of the exchange, `http://host:port`.
+        url: address of the exchange, `https://host:port`.
         token: who the clients are. Without one, `ACADEMY_EXCHANGE_TOKEN` and then
             `exchange.json` under the Academy home are searched for this url.
         auth_method: None for the exchange's own tokens; "globus" for Globus Auth: the
@@ -51,6 +53,9 @@ class HttpExchangeFactory(ExchangeFactory):
         request_timeout_s: seconds that the exchange may take to accept a connection,
             and that an agent's first connection is tried for.
         ssl_verify: False trusts any certificate of an https url.
+        fingerprint: SHA-256 of the only certificate to trust, in hex digits. Without
+            one, `ACADEMY_EXCHANGE_FINGERPRINT` and then `exchange.json` are searched,
+            and at last the certificate has to be one of a known authority.
         client_timeout: seconds that the exchange may take to answer a question (about a
             mailbox, say); None waits for as long as it is connected to or looked for.
         config: how clients show that they are alive.
@@ -66,7 +71,8 @@ class HttpExchangeFactory(ExchangeFactory):
         tokens: where Globus Auth's tokens come from, if it is used.
 
     Raises:
-        ValueError: the url is none, or the authentication method is not known.
+        ValueError: the url or the fingerprint is none, or the authentication method
+            is not known.
     """
 
     def __init__(
@@ -78,6 +84,7 @@ class HttpExchangeFactory(ExchangeFactory):
         additional_headers: Mapping[str, str] | None = None,
         request_timeout_s: float = 60,
         ssl_verify: bool | None = None,
+        fingerprint: str | None = None,
         client_timeout: float | None = None,
         config: ExchangeClientConfig | None = None,
         retries: int = 1,
@@ -95,7 +102,8 @@ class HttpExchangeFactory(ExchangeFactory):
                 "exchange's own tokens, and 'globus'."
             )
         self.url = url.rstrip("/")
-        self.ssl_verify = ssl_verify is not False
+        self.ssl_verify = ssl_verify
+        self._fingerprint = fingerprint and parse_fingerprint(fingerprint)
         self.client_timeout = client_timeout
         self.additional_headers = dict(additional_headers or {})
         self.request_timeout_s = request_timeout_s
@@ -114,9 +122,14 @@ class HttpExchangeFactory(ExchangeFactory):
         return f"{type(self).__name__}({self.url!r})"
 
     @property
-    def link_key(self) -> tuple[str, tuple[tuple[str, str], ...]]:
+    def link_key(self) -> tuple[object, ...]:
         """What clients must have in common to share a connection."""
-        return self.url, tuple(sorted(self.additional_headers.items()))
+        headers = tuple(sorted(self.additional_headers.items()))
+        return self.url, headers, self.find_fingerprint(), self.ssl_verify
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Take along which certificate to trust: elsewhere it may not be found."""
+        return {**self.__dict__, "_fingerprint": self.find_fingerprint()}
 
     def with_token(self, token: str | None) -> Self:
         """Return a factory of the same exchange with another token."""
@@ -153,6 +166,18 @@ class HttpExchangeFactory(ExchangeFactory):
         from academy.exchange.cloud.globus_login import in_thread
 
         return await in_thread(self.tokens.token, refused)
+
+    def find_fingerprint(self) -> str | None:
+        """Return the fingerprint of the certificate to trust, if one is to be found."""
+        if self._fingerprint or self.ssl_verify is False:
+            return self._fingerprint
+        found = find_fingerprint(self.url)
+        return found and parse_fingerprint(found)
+
+    @property
+    def trust(self) -> bool | Fingerprint:
+        """Which certificates are trusted, in aiohttp's words."""
+        return trust(self.find_fingerprint(), self.ssl_verify is not False)
 
     async def connect(
         self,

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from academy.exchange.cloud.auth import (
     DEFAULT_NAMESPACE,
@@ -21,6 +21,7 @@ from academy.exchange.mailbox import Limits
 from academy.home import local_directory, private_directory
 
 if TYPE_CHECKING:
+    from academy.exchange.cloud.certificate import Certificate
     from academy.exchange.store import Store
 
 DAY = 86_400.0
@@ -151,7 +152,11 @@ class ExchangeServingConfig(_Section):
     Attributes:
         host: address to listen on; "0.0.0.0" for all.
         port: port to listen on; 0 for any free one.
-        insecure: the same as `auth.method = "none"`.
+        insecure: the same as `auth.method = "none"` and `tls = false`.
+        tls: serve https; false for http, behind a proxy that speaks https for it.
+        certfile: certificate (PEM) of an authority that clients trust. Default: one
+            that the exchange makes for itself and clients pin.
+        keyfile: its key. Default: it is in `certfile`.
         heartbeat_interval: seconds of silence after which a client is asked whether it
             is there; it then has half of that again to say so.
         auth: how clients prove who they are.
@@ -164,6 +169,9 @@ class ExchangeServingConfig(_Section):
     host: str = "127.0.0.1"
     port: int = Field(default=8700, ge=0, le=65535)
     insecure: bool = False
+    tls: bool = True
+    certfile: Path | None = None
+    keyfile: Path | None = None
     heartbeat_interval: float = Field(default=10, gt=0)
     auth: AuthConfig = Field(default_factory=AuthConfig)
     backend: BackendConfig = Field(default_factory=BackendConfig)
@@ -172,9 +180,39 @@ class ExchangeServingConfig(_Section):
     operations: OperationsConfig = Field(default_factory=OperationsConfig)
 
     def model_post_init(self, _: object) -> None:
-        """Let `insecure` say what `auth.method` says."""
+        """Let `insecure` say what `auth.method` and `tls` say."""
         if self.insecure:
             self.auth = AuthConfig(method="none")
+            self.tls = self.certfile is not None
+
+    @field_validator("certfile")
+    @classmethod
+    def _is_served(cls, file: Path | None, others: ValidationInfo) -> Path | None:
+        if file is not None and others.data.get("tls") is False:
+            raise ValueError("tls = false serves no certificate")
+        return file
+
+    @field_validator("keyfile")
+    @classmethod
+    def _has_certificate(cls, file: Path | None, others: ValidationInfo) -> Path | None:
+        if file is not None and others.data.get("certfile") is None:
+            raise ValueError("it is the key of a certfile, which is missing")
+        return file
+
+    def certificate(self) -> Certificate | None:
+        """Return what to serve https with; None for http.
+
+        Raises:
+            ValueError: where the exchange keeps its own lies something else.
+        """
+        from academy.exchange.cloud.certificate import Certificate
+
+        if not self.tls:
+            return None
+        if self.certfile is None:
+            return Certificate.made_here()
+        keyfile = self.keyfile and self.keyfile.expanduser()
+        return Certificate(self.certfile.expanduser(), keyfile)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:

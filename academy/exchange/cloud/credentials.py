@@ -12,17 +12,18 @@ from typing import Any
 from academy.home import get_academy_home, write_private
 
 TOKEN_VARIABLE = "ACADEMY_EXCHANGE_TOKEN"
+FINGERPRINT_VARIABLE = "ACADEMY_EXCHANGE_FINGERPRINT"
 
 
-def exchanges_file() -> Path:
+def exchanges_file(home: Path | None = None) -> Path:
     """Return the file that knows the exchanges of this user, by url."""
-    return get_academy_home() / "exchange.json"
+    return (home or get_academy_home()) / "exchange.json"
 
 
-def known_exchanges() -> dict[str, dict[str, Any]]:
+def known_exchanges(home: Path | None = None) -> dict[str, dict[str, Any]]:
     """Return what was remembered of exchanges, by url; empty if nothing was."""
     try:
-        content = json.loads(exchanges_file().read_text())
+        content = json.loads(exchanges_file(home).read_text())
     except (FileNotFoundError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -30,10 +31,19 @@ def known_exchanges() -> dict[str, dict[str, Any]]:
 
 def find_token(url: str) -> str | None:
     """Return the token from the environment, or the one remembered for a url."""
-    if token := os.environ.get(TOKEN_VARIABLE):
-        return token
-    token = known_exchanges().get(url.rstrip("/"), {}).get("token")
-    return str(token) if token else None
+    return _find(TOKEN_VARIABLE, url, "token")
+
+
+def find_fingerprint(url: str) -> str | None:
+    """Return the fingerprint from the environment, or the one remembered for a url."""
+    return _find(FINGERPRINT_VARIABLE, url, "fingerprint")
+
+
+def _find(variable: str, url: str, fact: str) -> str | None:
+    if value := os.environ.get(variable):
+        return value
+    value = known_exchanges().get(url.rstrip("/"), {}).get(fact)
+    return str(value) if value else None
 
 
 def namespace_of(token: str | None) -> str:

@@ -39,6 +39,7 @@ class Daemon:
         node: the machine on which it was started.
         started: when, in seconds since 1970; tells it from others of the same pid.
         log: its log file.
+        fingerprint: of its certificate, if clients pin that.
     """
 
     url: str
@@ -46,6 +47,7 @@ class Daemon:
     node: str
     started: float
     log: str
+    fingerprint: str | None = None
 
     @property
     def is_here(self) -> bool:
@@ -74,7 +76,8 @@ def daemons() -> list[Daemon]:
     for url, facts in known_exchanges().items():
         if "pid" not in facts:
             continue  # it was not started by us
-        daemon = Daemon(url, *(facts[key] for key in ("pid", "node", "started", "log")))
+        facts.pop("token", None)
+        daemon = Daemon(url, **facts)
         if daemon.is_here and daemon.process() is None:
             forget(url)
         else:
@@ -133,10 +136,11 @@ def start(config_file: Path | None = None) -> Daemon:
         reason = lines[-1] if lines else "The exchange does not start."
         raise DaemonError(f"{reason} (log: {log})")
     started = psutil.Process(process.pid).create_time()
-    daemon = Daemon(url, process.pid, gethostname(), started, str(log))
-    token = known_exchanges().get(url, {}).get("token")
-    facts = {"pid": process.pid, "node": daemon.node, "started": started}
-    remember(url, **({"token": token} if token else {}), **facts, log=str(log))
+    known = known_exchanges().get(url, {})
+    fingerprint = known.get("fingerprint")
+    daemon = Daemon(url, process.pid, gethostname(), started, str(log), fingerprint)
+    facts = {"pid": daemon.pid, "node": daemon.node, "started": started}
+    remember(url, **known | facts, log=daemon.log)
     return daemon
 
 

@@ -31,6 +31,7 @@ from academy.exception import (
 )
 from academy.exchange.cloud import protocol
 from academy.exchange.cloud.credentials import namespace_of
+from academy.exchange.cloud.pinning import break_off, explain
 from academy.exchange.cloud.writer import Writer
 from academy.exchange.directory import address_flags
 from academy.exchange.errors import unpack_error
@@ -138,6 +139,7 @@ class Link:
         self._watched: dict[object, Watched] = {}
         self._watching = 0
         self._writer: Writer | None = None
+        self._transport: asyncio.Transport | None = None
         self._welcomed = False
         self._given_up = False
         self._limit = 0
@@ -183,7 +185,10 @@ class Link:
     async def _run(self) -> None:
         url = self._factory.url
         try:
-            async with aiohttp.ClientSession(trust_env=True) as http:
+            traces = [self._trace()]
+            async with aiohttp.ClientSession(
+                trust_env=True, trace_configs=traces
+            ) as http:
                 ws = await self._connect(http, self._patience)
                 pause = _FIRST_PAUSE
                 while True:
@@ -205,6 +210,17 @@ class Link:
             logger.exception("the connection to %s failed", url)
             self._fail(ExchangeConnectionError(url, repr(error)))
 
+    def _trace(self) -> aiohttp.TraceConfig:
+        """Note what each connection runs over."""
+
+        async def note(_: Any, __: Any, end: aiohttp.TraceRequestEndParams) -> None:
+            connection = end.response.connection
+            self._transport = connection and connection.transport
+
+        trace = aiohttp.TraceConfig()
+        trace.on_request_end.append(note)
+        return trace
+
     async def _connect(
         self, http: aiohttp.ClientSession, patience: float
     ) -> aiohttp.ClientWebSocketResponse:
@@ -221,8 +237,8 @@ class Link:
                 return await self._connect_once(http, left)
             except (OSError, aiohttp.ClientError, TimeoutError) as error:
                 if loop.time() + pause > deadline:
-                    reason = str(error) or type(error).__name__
-                    raise ExchangeConnectionError(self._factory.url, reason) from error
+                    url = self._factory.url
+                    raise ExchangeConnectionError(url, explain(error, url)) from error
             # Jitter: the workers of a campaign do not come back all at once.
             await asyncio.sleep(pause * random.uniform(0.5, 1))
             pause = min(pause * 2, _LONGEST_PAUSE)
@@ -243,7 +259,7 @@ class Link:
                     max_msg_size=0,
                     heartbeat=self._factory.client_config.heartbeat_interval,
                     compress=0,
-                    ssl=self._factory.ssl_verify,
+                    ssl=self._factory.trust,
                     timeout=aiohttp.ClientWSTimeout(ws_close=1),
                 )
             except aiohttp.WSServerHandshakeError as error:
@@ -260,7 +276,7 @@ class Link:
         """Ask again without the upgrade, since only then the answer has a body."""
         address = self._factory.url
         async with http.get(
-            address + protocol.PATH, headers=headers, ssl=self._factory.ssl_verify
+            address + protocol.PATH, headers=headers, ssl=self._factory.trust
         ) as r:
             try:
                 problem = unpack_error(await r.json())
@@ -306,6 +322,7 @@ class Link:
             self._writer = None
             await writer.close()
             await ws.close()
+            break_off(self._transport)
 
     def _resume(self, writer: Writer, welcome: dict[str, Any]) -> None:
         """Take up the work where the last connection has left it."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from academy.exception import ExchangeConnectionError
 from academy.exchange.cloud.client import HttpExchangeFactory
-from academy.exchange.cloud.config import AuthConfig
+from academy.exchange.cloud.credentials import known_exchanges
 from academy.exchange.cloud.settings import PREFIX
 from academy.home import private_directory, write_private
 
@@ -29,6 +29,7 @@ def spawn_http_exchange(
     timeout: float = 30,
     database: str | Path | None = None,
     insecure: bool = False,
+    tls: bool = True,
 ) -> Generator[HttpExchangeFactory, None, None]:
     """Run an exchange in a process of its own; yield a factory of its clients.
 
@@ -40,22 +41,21 @@ def spawn_http_exchange(
         level: what the exchange logs, to standard error.
         timeout: seconds that it may take to start.
         database: SQLite file to keep mailboxes in. Default: in memory.
-        insecure: ask clients for no token.
+        insecure: ask clients for no token, and serve http.
+        tls: serve https; the factory pins the certificate.
 
     Raises:
         ExchangeConnectionError: it did not start; the reason is what it printed.
     """
     with tempfile.TemporaryDirectory(prefix="academy-exchange-") as folder:
         home = private_directory(Path(folder) / "home")
-        auth = AuthConfig(method="none" if insecure else "token", key_file=home / "key")
         backend = {"kind": "memory"} if database is None else {"path": str(database)}
         lines = [f"host = {json.dumps(host)}", f"port = {port}"]
-        lines += ["[auth]", f'method = "{auth.method}"']
-        lines += [f"key_file = {json.dumps(str(auth.key_file))}"]
+        lines += [f"insecure = {json.dumps(insecure)}"]
+        lines += [f"tls = {json.dumps(tls)}"]
         lines += ["[logger]", f"level = {json.dumps(level)}", "[backend]"]
         lines += [f"{key} = {json.dumps(value)}" for key, value in backend.items()]
         config = write_private(Path(folder) / "exchange.toml", "\n".join(lines))
-        token = auth.user_token()
         command = [sys.executable, "-m", "academy.exchange.cloud"]
         process = subprocess.Popen(
             # It tidies up by itself if we cannot: its key must not stay.
@@ -74,7 +74,8 @@ def spawn_http_exchange(
             if not url:
                 address = f"{host}:{port}"
                 raise ExchangeConnectionError(address, "its process did not start")
-            yield HttpExchangeFactory(url, token=token)
+            # A token and a fingerprint, unless they are not needed.
+            yield HttpExchangeFactory(url, **known_exchanges(home).get(url, {}))
         finally:
             _end(process)
 

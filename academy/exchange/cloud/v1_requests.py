@@ -23,6 +23,7 @@ from academy.exception import (
     ProtocolError,
     UnauthorizedError,
 )
+from academy.exchange.cloud.pinning import break_off, explain
 
 if TYPE_CHECKING:
     from academy.exchange.cloud.client import HttpExchangeFactory
@@ -59,8 +60,9 @@ class Pauses:
             ExchangeConnectionError: there is none, because of this trouble.
         """
         if asyncio.get_running_loop().time() + self._pause > self._deadline:
-            reason = str(trouble) or type(trouble).__name__
-            raise ExchangeConnectionError(self._url, reason)
+            if isinstance(trouble, Exception):
+                trouble = explain(trouble, self._url)
+            raise ExchangeConnectionError(self._url, trouble)
         # Jitter: the workers of a campaign do not come back all at once.
         await asyncio.sleep(self._pause * random.uniform(0.5, 1))
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
@@ -79,6 +81,7 @@ class V1Requests:
         self._has_token = False
         self._getting_token = asyncio.Lock()
         self._stream_renewed = False
+        self._trust = factory.trust
         # Each mailbox holds one connection for its stream.
         self._http = aiohttp.ClientSession(
             trust_env=True, connector=aiohttp.TCPConnector(limit=0)
@@ -189,10 +192,17 @@ class V1Requests:
             # A file, since aiohttp warns of large bodies that are none.
             data=io.BytesIO(json.dumps(parameters).encode()),
             headers=headers,
-            ssl=self._factory.ssl_verify,
+            ssl=self._trust,
             timeout=timeout,
         ) as response:
-            yield response
+            try:
+                yield response
+            finally:
+                # There is one if the response has not been read to its end.
+                if (connection := response.connection) is not None:
+                    transport = connection.transport
+                    response.close()
+                    break_off(transport)
 
     async def _find_token(self) -> str | None:
         if not self._has_token:
