@@ -11,6 +11,7 @@ from typing import (
     Concatenate,
     Generic,
     ParamSpec,
+    Self,
     TypeVar,
     overload,
 )
@@ -18,6 +19,7 @@ from typing import (
 from academy.exception import AgentTerminatedError
 from academy.handle.call import BoundAction, Call
 from academy.handle.naming import action_name, unknown_action, wrong_use
+from academy.handle.timeouts import check_timeout, chosen, timed
 
 if TYPE_CHECKING:
     from academy.agent import Agent
@@ -53,6 +55,8 @@ class Handle(Generic[AgentT_co]):
         polling_interval: seconds between two looks at the agent's heartbeats
             during a call, with `reject_on_inactive`.
         reject_on_inactive: fail the actions of an agent that missed its heartbeats.
+        timeout: seconds that a call may take, or of a stream the wait for each item;
+            None is the default of the exchange client's configuration.
 
     Raises:
         ValueError: `ignore_context` without `exchange`.
@@ -69,6 +73,7 @@ class Handle(Generic[AgentT_co]):
         "_request_serializer",
         "_result_serializer",
         "_streams",
+        "_timeout",
     )
 
     def __init__(
@@ -82,6 +87,7 @@ class Handle(Generic[AgentT_co]):
         exception_serializer: SerializationStrategy | None = None,
         polling_interval: float = DEFAULT_POLLING_INTERVAL,
         reject_on_inactive: bool = False,
+        timeout: float | None = None,
     ) -> None:
         if ignore_context and exchange is None:
             raise ValueError(
@@ -98,6 +104,7 @@ class Handle(Generic[AgentT_co]):
         self._exception_serializer = exception_serializer
         self._polling_interval = polling_interval
         self._reject_on_inactive = reject_on_inactive
+        self._timeout = check_timeout(timeout)
 
     @classmethod
     def _of(
@@ -164,6 +171,7 @@ class Handle(Generic[AgentT_co]):
             self._exception_serializer,
             self._polling_interval,
             self._reject_on_inactive,
+            self._timeout,
         )
         arguments = (agent_id.uid.bytes, agent_id.name, self._actions)
         if options != _DEFAULTS:
@@ -173,6 +181,23 @@ class Handle(Generic[AgentT_co]):
         return _restore_handle, arguments
 
     # --- calls
+
+    def with_timeout(self, seconds: float | None) -> Self:
+        """Return this handle with another timeout: `handle.with_timeout(9).solve(x)`.
+
+        Args:
+            seconds: that a call may take, or of a stream the wait for each item;
+                `math.inf` is for ever, None the default.
+        """
+        self.agent_id  # noqa: B018  # a copy would never be bound
+        other = object.__new__(type(self))
+        if own := getattr(self, "__dict__", None):  # of a subclass without slots
+            other.__dict__.update(own)
+        for kind in type(self).__mro__:
+            for name in getattr(kind, "__slots__", ()):
+                setattr(other, name, getattr(self, name))
+        other._timeout = check_timeout(seconds)
+        return other
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -216,6 +241,7 @@ class Handle(Generic[AgentT_co]):
             AgentInactiveError: it missed its heartbeats (`reject_on_inactive`).
             ActionCancelledError: it shut down before the action was done.
             ActionInterruptedError: its process died; the outcome is unknown.
+            TimeoutError: the handle's timeout has passed; the action is cancelled.
             AttributeError: it has no such action.
             TypeError: the action yields and was awaited, or the other way round.
             ExchangeClientNotFoundError: there is no exchange client here.
@@ -313,19 +339,28 @@ class ProxyHandle(Handle[AgentT_co]):
     async def _call(
         self, action: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        method, given = self._prepare(self._name_of(action), kwargs)
+        name = self._name_of(action)
+        method, given = self._prepare(name, kwargs)
         try:
-            return await method(*args, **given)
+            seconds = chosen(self._timeout, None)
+            return await timed(method(*args, **given), seconds, self.agent_id, name)
         finally:
             self._completed += 1
 
     async def _iterate(
         self, action: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> AsyncGenerator[Any, None]:
-        method, given = self._prepare(self._name_of(action, streams=True), kwargs)
+        name = self._name_of(action, streams=True)
+        method, given = self._prepare(name, kwargs)
+        seconds = chosen(self._timeout, None)
+        end = object()
         try:
             async with aclosing(method(*args, **given)) as items:
-                async for item in items:
+                while True:
+                    coming = anext(items, end)
+                    item = await timed(coming, seconds, self.agent_id, name)
+                    if item is end:
+                        break
                     yield item
         finally:
             self._completed += 1
@@ -366,7 +401,7 @@ class ProxyHandle(Handle[AgentT_co]):
         return AgentStats(done, done, done, 0, 0)
 
 
-_DEFAULTS = (None, None, None, DEFAULT_POLLING_INTERVAL, False)
+_DEFAULTS = (None, None, None, DEFAULT_POLLING_INTERVAL, False, None)
 
 
 def _restore_handle(
@@ -387,5 +422,6 @@ def _restore_handle(
         handle._exception_serializer,
         handle._polling_interval,
         handle._reject_on_inactive,
+        handle._timeout,
     ) = options
     return handle

@@ -20,6 +20,7 @@ from academy.exception import (
 )
 from academy.exchange.client import ExchangeClient, exchange_context
 from academy.exchange.mailbox_status import MailboxStatus
+from academy.handle.timeouts import chosen, timed
 from academy.message import (
     AcademyErrorResponse,
     ActionRequest,
@@ -62,15 +63,24 @@ async def call(
     """Run an action and return its result, or raise what it raised."""
     client = client_for(handle)
     agent_id = handle.agent_id
-    request = new_request(client, handle, ActionRequest, name, args, kwargs)
+    seconds = chosen(handle._timeout, client.config.call_timeout)
+    request = new_request(client, handle, ActionRequest, name, args, kwargs, seconds)
     watched = handle._reject_on_inactive
     if watched:
         await check_active(client, agent_id)
     future = post(client.request, request)
     try:
         if watched:
-            await _watch(client, agent_id, future, handle._polling_interval)
-        response = await future
+            response = await timed(
+                _watched(client, agent_id, future, handle._polling_interval),
+                seconds,
+                agent_id,
+                name,
+            )
+        elif seconds is None:
+            response = await future
+        else:
+            response = await timed(future, seconds, agent_id, name)
     except BaseException:
         if not future.done() or future.cancelled():
             give_up(client, request)
@@ -88,8 +98,9 @@ def new_request(
     name: str,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    seconds: float | None,
 ) -> Message:
-    """Make the request that runs an action as a handle wants it."""
+    """Make the request that runs an action as a handle wants it, and so soon."""
     strategy = handle._request_serializer or default_serializer.get()
     body = kind(
         name,
@@ -97,7 +108,10 @@ def new_request(
         handle._result_serializer,
         handle._exception_serializer,
     )
-    return client.new_message(handle.agent_id, body)
+    request = client.new_message(handle.agent_id, body)
+    if seconds is not None:
+        request.lifetime = max(1, int(seconds * 1000))
+    return request
 
 
 def post(
@@ -165,14 +179,15 @@ async def check_active(client: ExchangeClient, agent_id: EntityId) -> None:
         raise AgentInactiveError(agent_id)
 
 
-async def _watch(
+async def _watched(
     client: ExchangeClient,
     agent_id: AgentId[Any],
     future: asyncio.Future[Message],
     interval: float,
-) -> None:
+) -> Message:
     while not (await asyncio.wait((future,), timeout=interval))[0]:
         await check_active(client, agent_id)
+    return future.result()
 
 
 def give_up(client: ExchangeClient, request: Message) -> None:

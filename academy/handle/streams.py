@@ -17,6 +17,7 @@ from academy.handle.calls import (
     new_request,
     post,
 )
+from academy.handle.timeouts import chosen, timed
 from academy.message import (
     STREAM_BYTES,
     STREAM_ITEMS,
@@ -40,7 +41,8 @@ async def iterate(
 ) -> AsyncGenerator[Any, None]:
     """Run an action that yields; yield its items and raise what it raises."""
     client = client_for(handle)
-    request = new_request(client, handle, StreamRequest, name, args, kwargs)
+    seconds = chosen(handle._timeout, client.config.call_timeout)
+    request = new_request(client, handle, StreamRequest, name, args, kwargs, seconds)
     if handle._reject_on_inactive:
         await check_active(client, request.dest)
     inlet = Inlet(client, request)
@@ -55,7 +57,7 @@ async def iterate(
             elif future.done():
                 break
             else:
-                await inlet.woken()
+                await timed(inlet.woken(), seconds, handle.agent_id, name)
         response = future.result()
     finally:
         inlet.close()

@@ -98,6 +98,8 @@ class Message:
 
     `lease` is the number under which the exchange delivered a request; its response
     carries it back. `redelivered` says that an earlier incarnation may have run it.
+    `lifetime` is the milliseconds that a request may wait until it is delivered, and 0
+    for ever.
     """
 
     __slots__ = (
@@ -106,6 +108,7 @@ class Message:
         "dest",
         "label",
         "lease",
+        "lifetime",
         "redelivered",
         "src",
         "tag",
@@ -127,6 +130,7 @@ class Message:
         self.tag = tag
         self.label = label
         self.lease = lease
+        self.lifetime = 0
         self.redelivered = redelivered
         self._body = body
         self._data = data

@@ -230,6 +230,7 @@ def test_all_public_names_of_a_handle_are_protected() -> None:
         "agent_status",
         "ping",
         "shutdown",
+        "with_timeout",
     }
 
 
