@@ -66,10 +66,15 @@ class TextFormatter(logging.Formatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object in one line per record, with all that is known about it."""
+    """One JSON object in one line per record, with all that is known about it.
 
-    def __init__(self) -> None:
+    Args:
+        attributes: of each record, beside those that every record has.
+    """
+
+    def __init__(self, *attributes: str) -> None:
         super().__init__()
+        self.attributes = attributes
         self.host = socket.gethostname()
 
     def format(self, record: logging.LogRecord) -> str:
@@ -84,11 +89,14 @@ class JSONFormatter(logging.Formatter):
             "thread": record.threadName,
             "source": f"{record.pathname}:{record.lineno}",
         }
+        known = vars(record)
+        fields |= {name: known.get(name) for name in self.attributes}
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
             fields["stack"] = record.stack_info
-        if extra := _extra(record):
+        extra = {k: v for k, v in _extra(record).items() if k not in self.attributes}
+        if extra:
             fields["extra"] = {k: _plain(v) for k, v in extra.items()}
         return json.dumps(fields)
 

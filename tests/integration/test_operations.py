@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -314,3 +316,66 @@ async def test_nothing_is_lost_or_doubled_across_drains_under_load(
         await asyncio.gather(*restarts)
 
     assert codes == [0, 0, 0]
+
+
+# --- what it logs, and what it tells systemd
+
+
+async def test_logs_are_objects_that_say_who_it_was(tmp_path: Path) -> None:
+    logger = {"format": "json", "level": "DEBUG"}
+    with ExchangeServer(tmp_path / "exchange", logger=logger) as exchange:
+        token = exchange.authority.user_token("eve", "team")
+        async with RawClient(exchange.url, token) as client:
+            await client.ws.send_bytes(b"nonsense")
+            await client.closed()
+        with pytest.raises(aiohttp.WSServerHandshakeError):
+            await RawClient(exchange.url, f"{token}x").__aenter__()
+        assert await asyncio.to_thread(exchange.stop) == 0
+        written = exchange.log.read_text()
+        lines = [json.loads(line) for line in written.splitlines()]
+
+    def find(words: str) -> dict[str, Any]:
+        return next(line for line in lines if words in line["message"])
+
+    started = find(f"exchange at {exchange.url}, backend sqlite")
+    assert (started["level"], started["namespace"]) == ("INFO", None)
+    assert started.keys() >= {"time", "level", "logger", "message"}
+    assert find("namespace team is open")["level"] == "INFO"
+    for words, level in (
+        ("connected from 127.0.0.1", "DEBUG"),
+        ("closed the connection of eve", "WARNING"),
+    ):
+        line = find(words)
+        assert line["level"] == level
+        assert (line["namespace"], line["client"]) == ("team", "eve")
+    refused = find("turned away 127.0.0.1")
+    assert (refused["level"], refused["client"]) == ("WARNING", None)
+    assert find("stopping")["level"] == "INFO"
+    assert token not in written
+    assert exchange.key_file.read_text() not in written
+
+
+async def test_who_keeps_coming_with_wrong_tokens_does_not_fill_the_disk(
+    exchange: ExchangeServer,
+) -> None:
+    async with aiohttp.ClientSession() as http:
+        for _ in range(200):
+            async with http.get(
+                f"{exchange.url}/mailbox", headers=bearer("x")
+            ) as answer:
+                assert answer.status == 403
+    assert 20 <= exchange.log.read_text().count("turned away") < 100
+
+
+def test_systemd_is_told_when_it_listens_and_when_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.settimeout(30)
+        systemd.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        with ExchangeServer(tmp_path / "exchange") as exchange:
+            told = systemd.recv(1000).decode()
+            assert told == f"READY=1\nSTATUS=exchange at {exchange.url}"
+            assert exchange.stop() == 0
+        assert systemd.recv(1000) == b"STOPPING=1"

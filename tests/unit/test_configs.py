@@ -6,11 +6,16 @@ no claim that they have run there.
 
 from __future__ import annotations
 
+import configparser
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from academy.exchange.cloud.config import ExchangeServingConfig
 from academy.executors import base
 from academy.executors.config import load_executors
 from academy.executors.parsl import ParslExecutor
@@ -324,3 +329,30 @@ def test_our_executors_toml_names_a_place_of_each_kind_and_previews_it() -> None
     assert {"--nodes=2", "--ntasks-per-node=8"} <= directives(shown["ensemble"])
     assert shown["ensemble"].count("academy.run --spec") == 16
     assert '"walltime": "00:30:00"' in shown["elsewhere"]
+
+
+# --- the exchange as a service
+
+
+def test_systemd_takes_the_unit_of_an_exchange(tmp_path: Path) -> None:
+    unit = CONFIGS / "systemd" / "academy-exchange.service"
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]  # as documented
+    parser.read(unit)
+    service = parser["Service"]
+    config = ExchangeServingConfig()
+    assert service["Type"] == "notify"
+    assert service["User"] != "root"
+    assert float(service["TimeoutStopSec"]) > config.operations.drain_seconds
+    command = service["ExecStart"].split()
+    assert command[1:3] == ["-m", "academy.exchange.cloud"]
+
+    # It is checked as well that what it starts is there.
+    text = unit.read_text().replace(command[0], sys.executable)
+    here = tmp_path / unit.name
+    here.write_text(text.replace("User=academy", "User=root"))
+    if analyze := shutil.which("systemd-analyze"):
+        checked = subprocess.run(
+            [analyze, "verify", here], capture_output=True, text=True, check=False
+        )
+        assert (checked.returncode, checked.stderr) == (0, "")

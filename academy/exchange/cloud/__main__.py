@@ -19,6 +19,7 @@ from academy.exception import StorageError
 from academy.exchange.cloud.app import create_app
 from academy.exchange.cloud.config import ExchangeServingConfig
 from academy.exchange.cloud.credentials import forget, remember
+from academy.exchange.cloud.logs import set_up_logging
 
 logger = logging.getLogger("academy.exchange.cloud")
 
@@ -49,10 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.check:
             print(settings.describe(config))
             return 0
-        logging.basicConfig(
-            level=config.logger.level,
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        )
+        set_up_logging(config.logger)
         run_loop(serve(config, options.until_parent_ends))
     except (OSError, ValueError, StorageError) as error:
         print(f"The exchange cannot run: {error}", file=sys.stderr)
@@ -107,8 +105,10 @@ async def serve(config: ExchangeServingConfig, until_parent_ends: bool) -> None:
             remember(name, **{key: value for key, value in facts.items() if value})
         logger.info("exchange at %s, backend %s", url, config.backend.kind)
         print(url, flush=True)
+        _notify(f"READY=1\nSTATUS=exchange at {url}")
         await stop.wait()
         logger.info("stopping: clients are told, for %s s at most", patience)
+        _notify("STOPPING=1")
         for name in names:
             forget(name)
     finally:
@@ -127,6 +127,23 @@ async def _end(runner: web.AppRunner, patience: float) -> None:
         logger.warning(
             "not all clients have let go within %s s: they connect again", patience
         )
+
+
+def _notify(state: str) -> None:
+    """Tell systemd, if it has started this process and waits to hear.
+
+    Source: https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html
+    """
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):  # of the abstract name space
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
+        try:
+            to.sendto(state.encode(), address)
+        except OSError as error:
+            logger.warning("cannot tell systemd %r: %s", state, error)
 
 
 def _stop_at_signals(stop: asyncio.Event) -> None:

@@ -22,6 +22,7 @@ from academy.exchange.cloud import protocol, v1_routes
 from academy.exchange.cloud.auth import Authority, Credentials, bearer
 from academy.exchange.cloud.config import ExchangeServingConfig
 from academy.exchange.cloud.connection import Connection
+from academy.exchange.cloud.logs import current_client
 from academy.exchange.cloud.namespaces import Namespaces
 from academy.exchange.cloud.operations import Operations
 from academy.exchange.errors import pack_error
@@ -88,6 +89,7 @@ class Server:
             if self.operations.draining:
                 raise StorageError(ENDING)
             credentials = self._admit(request)
+            current_client.set(credentials)
             session = bytes.fromhex(request.headers.get(protocol.SESSION_HEADER, ""))
             if len(session) != 16:
                 raise ProtocolError(
@@ -111,9 +113,11 @@ class Server:
         await ws.prepare(request)
         connection = Connection(broker, self.authority, ws, session, credentials)
         self.operations.connections[connection] = credentials.namespace
+        logger.debug("connected from %s", request.remote)
         try:
             await connection.serve()
         finally:
+            logger.debug("disconnected from %s", request.remote)
             self.operations.disconnected(connection)
         return ws
 

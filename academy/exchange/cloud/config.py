@@ -119,9 +119,11 @@ class LoggerConfig(_Section):
 
     Attributes:
         level: a name of a level, or its number.
+        format: "text" for people, or "json" for programs: an object per line.
     """
 
     level: str | int = "INFO"
+    format: Literal["text", "json"] = "text"
 
     @field_validator("level")
     @classmethod

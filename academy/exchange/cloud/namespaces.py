@@ -7,6 +7,7 @@ not forbidden but unknown. A connection belongs to one namespace: its token says
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,9 @@ from academy.exchange.store.measured import MeasuredStore
 if TYPE_CHECKING:
     from academy.exchange.cloud.config import BackendConfig
     from academy.exchange.mailbox import Limits
+
+
+logger = logging.getLogger(__name__)
 
 
 class Namespaces:
@@ -63,6 +67,7 @@ class Namespaces:
             del self._opening[name]
             await broker.close()
             raise
+        logger.info("namespace %s is open", name)
         return broker
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from aiohttp import web
@@ -10,8 +11,11 @@ from aiohttp import web
 from academy.exception import AcademyError, StorageError, UnauthorizedError
 from academy.exchange.cloud import v1_http
 from academy.exchange.cloud.auth import Authority, Credentials, bearer
+from academy.exchange.cloud.logs import current_client
 from academy.exchange.cloud.namespaces import Namespaces
 from academy.exchange.cloud.v1 import ROUTES, Handler, V1Server
+
+logger = logging.getLogger(__name__)
 
 PREFIXES = ("", "/v1")
 GRACE = 30.0
@@ -84,7 +88,9 @@ class V1Routes:
                 try:
                     by = self._authority.verify(token)
                 except UnauthorizedError as error:
+                    logger.warning("turned away %s: %s", request.remote, error)
                     return v1_http.refusal(error, 403 if token else 401)
+                current_client.set(by)
                 limit = self._namespaces.limits.max_message_bytes
                 parameters = await v1_http.read_parameters(request, limit)
                 server = await self._server(by)
