@@ -195,7 +195,7 @@ class Message:
 
     def is_response(self) -> bool:
         """Whether this answers a request."""
-        return self.get_body().kind == "response"
+        return (self._body or self.get_body()).kind == "response"
 
     def model_serialize(self) -> bytes:
         """Encode the whole message."""

@@ -403,9 +403,11 @@ class Link:
                 entity_id(bool(flags & FROM_AGENT), src),
                 box.mailbox_id,
                 tag,
-                data=record[_HEAD:],
-                lease=number,
-                redelivered=bool(flags & protocol.REDELIVERED),
+                None,
+                record[_HEAD:],
+                None,
+                number,
+                bool(flags & protocol.REDELIVERED),
             )
         )
 

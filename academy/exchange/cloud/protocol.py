@@ -61,6 +61,7 @@ are idle while the third works.
 """
 
 HEAD = struct.Struct("<IB")
+_HEAD_BYTES = HEAD.size
 MESSAGE = struct.Struct("<IBBQQ16s16s16s")
 _NUMBERED = struct.Struct("<IBI")
 _CONFIRM = struct.Struct("<IBQ")
@@ -88,20 +89,21 @@ def records(data: bytes) -> Iterator[tuple[int, memoryview]]:
         ProtocolError: a record is cut short, too short for its kind, or unknown.
     """
     view = memoryview(data)
+    smallest, unpack = _SMALLEST, HEAD.unpack_from
     at, end = 0, len(view)
     while at < end:
-        if end - at < HEAD.size:
+        if end - at < _HEAD_BYTES:
             raise ProtocolError(f"{end - at} bytes are left over at the end")
-        length, kind = HEAD.unpack_from(view, at)
-        smallest = _SMALLEST.get(kind)
-        if smallest is None:
+        length, kind = unpack(data, at)
+        stop = at + length
+        if kind not in smallest:
             raise ProtocolError(f"records of kind {kind} are unknown")
-        if length < smallest:
+        if length < smallest[kind]:
             raise ProtocolError(f"a record of kind {kind} has only {length} bytes")
-        if length > end - at:
+        if stop > end:
             raise ProtocolError(f"a record of {length} bytes is cut at {end - at}")
-        yield kind, view[at : at + length]
-        at += length
+        yield kind, view[at:stop]
+        at = stop
 
 
 def message_head(
