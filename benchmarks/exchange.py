@@ -1,8 +1,9 @@
 """Calling a no-op action: how long one takes, and how many pass at once.
 
 Client, exchange server and agent are each a process. The hosted exchange runs beside
-the bare skeleton of its design (`benchmarks.skeleton`), in alternating rounds, since
-figures of different minutes do not compare on a machine that has other work to do.
+the bare skeleton of its design (`benchmarks.skeleton`), and beside redis-server and
+NATS where they are installed, in alternating rounds, since figures of different minutes
+do not compare on a machine that has other work to do.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from academy.exchange import ExchangeFactory, LocalExchangeFactory
 from academy.exchange.cloud import spawn_http_exchange
 from academy.handle import Handle
 from academy.manager import Manager
-from benchmarks import skeleton
+from benchmarks import brokers, skeleton
 from benchmarks.calls import Echo, Plan, Sample, measure
 from benchmarks.figures import Figure
 from benchmarks.loops import LOOPS
@@ -59,13 +60,15 @@ def http_sqlite(plan: Plan, loop: str) -> Sample:
 
 
 def _hosted(plan: Plan, loop: str, database: Path | None) -> Sample:
-    with (
-        # The bare skeleton that it is compared with speaks plain HTTP as well.
-        spawn_http_exchange(database=database, tls=False) as factory,
-        workers() as agents,
-        workers() as clients,
-    ):
+    # The bare skeleton that it is compared with speaks plain HTTP as well.
+    with spawn_http_exchange(database=database, tls=False) as factory:
         server = child_running("academy.exchange.cloud")
+        return call_hosted(factory, server, plan, loop)
+
+
+def call_hosted(factory: ExchangeFactory, server: int, plan: Plan, loop: str) -> Sample:
+    """Call an agent through a hosted exchange; each of both is a process."""
+    with workers() as agents, workers() as clients:
         return asyncio.run(_launch(factory, agents, clients, server, plan, loop))
 
 
@@ -129,11 +132,18 @@ CONTESTANTS: dict[str, Contestant] = {
     "skeleton on memory": skeleton_memory,
     "http on SQLite": http_sqlite,
     "skeleton on SQLite": skeleton_sqlite,
+    "redis lists": brokers.redis_lists,
+    "NATS": brokers.nats,
 }
-PEERS = {
-    "http on memory": "skeleton on memory",
-    "http on SQLite": "skeleton on SQLite",
-}
+PAIRS = (
+    ("http on memory", "skeleton on memory"),
+    ("http on SQLite", "skeleton on SQLite"),
+    ("http on memory", "redis lists"),
+    ("http on memory", "NATS"),
+)
+CPU_AIMS = {"http on memory": 30, "http on SQLite": 60}
+"""Microseconds of the server's CPU that a message may take."""
+_NEEDS = {"redis lists": ("redis-server", "redis"), "NATS": ("nats-server", "nats")}
 
 
 # --- rounds
@@ -141,9 +151,11 @@ PEERS = {
 
 def compare(plan: Plan, rounds: int, loop: str, names: Sequence[str]) -> dict[str, Any]:
     """Run the contestants in turn, several times; return medians and ratios."""
-    samples: dict[str, list[Sample]] = {name: [] for name in names}
+    lacking = {name: brokers.missing(*_NEEDS[name]) for name in names if name in _NEEDS}
+    left_out = {name: why for name, why in lacking.items() if why is not None}
+    samples: dict[str, list[Sample]] = {n: [] for n in names if n not in left_out}
     for number in range(rounds):
-        for name in names:
+        for name in samples:
             sample = CONTESTANTS[name](plan, loop)
             samples[name].append(sample)
             print(
@@ -156,10 +168,11 @@ def compare(plan: Plan, rounds: int, loop: str, names: Sequence[str]) -> dict[st
         "client_loop": loop,
         "contestants": {name: _medians(found) for name, found in samples.items()},
         "ratios": {
-            name: _ratios(samples[name], samples[peer])
-            for name, peer in PEERS.items()
+            f"{name} / {peer}": _ratios(samples[name], samples[peer])
+            for name, peer in PAIRS
             if name in samples and peer in samples
         },
+        "not_measured": left_out,
     }
 
 
@@ -182,6 +195,10 @@ def _ratios(ours: list[Sample], bare: list[Sample]) -> Any:
                 "actions_per_s": a.actions_per_s / b.actions_per_s,
                 "cpu_per_action": sum(a.cpu_us_per_action.values())
                 / sum(b.cpu_us_per_action.values()),
+                "payload_rate": {
+                    size: bare / a.payload_ms[size]
+                    for size, bare in b.payload_ms.items()
+                },
             }
             for a, b in zip(ours, bare, strict=True)
         ]
@@ -192,40 +209,57 @@ def figures(result: dict[str, Any]) -> list[Figure]:
     """Return what the table shows, with what is aimed at."""
     found = []
     for name, sample in result["contestants"].items():
-        trip, rate = sample["round_trip_us"] / 1e3, sample["actions_per_s"]
-        aimed = name == "http on SQLite"
-        found += [
-            Figure(f"{name}: round trip, median", trip, "ms"),
-            Figure(f"{name}: p99", sample["round_trip_p99_us"] / 1e3, "ms"),
+        found += _of_one(name, sample)
+    for name in result["not_measured"]:
+        found.append(Figure(f"{name}: {result['not_measured'][name]}", None))
+    for names, ratios in result["ratios"].items():
+        found += _of_two(names, ratios)
+    return found
+
+
+def _of_one(name: str, sample: dict[str, Any]) -> list[Figure]:
+    trip, rate = sample["round_trip_us"] / 1e3, sample["actions_per_s"]
+    durable = name == "http on SQLite"
+    found = [
+        Figure(f"{name}: round trip, median", trip, "ms"),
+        Figure(f"{name}: p99", sample["round_trip_p99_us"] / 1e3, "ms"),
+        Figure(
+            f"{name}: throughput",
+            rate,
+            "actions/s",
+            (">=", 20_000) if durable else None,
+        ),
+    ]
+    server = sample["cpu_us_per_action"].get("server")
+    if server is not None:  # which relays a request and a response per action
+        aim = CPU_AIMS.get(name)
+        found.append(
             Figure(
-                f"{name}: throughput",
-                rate,
-                "actions/s",
-                (">=", 10_000) if aimed else None,
-            ),
-        ]
-        found += [
-            Figure(f"{name}: echo of {int(size):,} bytes", milliseconds, "ms")
-            for size, milliseconds in sample["payload_ms"].items()
-        ]
-    for name, ratios in result["ratios"].items():
-        aimed = name == "http on SQLite"
-        peer = PEERS[name]
-        found += [
-            Figure(
-                f"{name} / {peer}: round trip",
-                ratios["round_trip"],
-                "x",
-                ("<=", 2) if aimed else None,
-            ),
-            Figure(
-                f"{name} / {peer}: throughput",
-                ratios["actions_per_s"],
-                "x",
-                (">=", 1 / 3) if aimed else None,
-            ),
-            Figure(f"{name} / {peer}: CPU per action", ratios["cpu_per_action"], "x"),
-        ]
+                f"{name}: server CPU per message",
+                server / 2,
+                "us",
+                None if aim is None else ("<=", aim),
+            )
+        )
+    return found + [
+        Figure(f"{name}: echo of {int(size):,} bytes", milliseconds, "ms")
+        for size, milliseconds in sample["payload_ms"].items()
+    ]
+
+
+def _of_two(names: str, ratios: dict[str, Any]) -> list[Figure]:
+    trip, rate = ratios["round_trip"], ratios["actions_per_s"]
+    to_skeleton = "skeleton" in names
+    found = [
+        Figure(f"{names}: round trip", trip, "x", ("<=", 1.3) if to_skeleton else None),
+        Figure(
+            f"{names}: throughput", rate, "x", (">=", 2 / 3) if to_skeleton else None
+        ),
+        Figure(f"{names}: CPU per action", ratios["cpu_per_action"], "x"),
+    ]
+    for size, share in ratios["payload_rate"].items():
+        aim = (">=", 0.4) if int(size) >= 10_000_000 else None
+        found.append(Figure(f"{names}: rate of {int(size):,} bytes", share, "x", aim))
     return found
 
 

@@ -11,19 +11,19 @@ class Figure(NamedTuple):
 
     Attributes:
         name: what was measured.
-        value: how much.
+        value: how much; None where it could not be measured.
         unit: of what.
         limit: what is aimed at: ("<=", most) or (">=", least); None for no aim.
     """
 
     name: str
-    value: float
+    value: float | None
     unit: str = ""
     limit: tuple[str, float] | None = None
 
     def met(self) -> bool | None:
-        """Whether the aim is reached; None without one."""
-        if self.limit is None:
+        """Whether the aim is reached; None without one, or without a value."""
+        if self.limit is None or self.value is None:
             return None
         sign, bound = self.limit
         return self.value <= bound if sign == "<=" else self.value >= bound
@@ -46,5 +46,7 @@ def table(title: str, figures: Iterable[Figure]) -> str:
     return "\n".join([title, *(line.rstrip() for line in lines)])
 
 
-def _short(value: float) -> str:
+def _short(value: float | None) -> str:
+    if value is None:
+        return "not measured"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import exchange, executors, imports, launch
+from benchmarks import brokers, exchange, executors, imports, launch, scale
 from benchmarks.figures import Figure, table
 
+OURS = ("http on memory", "http on SQLite")
 ROOT = Path(__file__).parents[2]
 
 
@@ -30,25 +31,54 @@ def test_exchange_compares_the_hosted_exchange_with_its_skeleton() -> None:
     small = ("--rounds", "1", "--calls", "3", "--seconds", "0.1", "--payloads", "5000")
     result = json.loads(run("benchmarks.exchange", *small))
     samples = result["contestants"]
-    assert set(samples) == {
+    assert set(samples) | set(result["not_measured"]) == {
         "local",
         "http on memory",
         "http on SQLite",
         "skeleton on memory",
         "skeleton on SQLite",
+        "redis lists",
+        "NATS",
     }
     assert all(sample["actions_per_s"] > 0 for sample in samples.values())
-    assert all(sample["payload_ms"]["5000"] > 0 for sample in samples.values())
+    assert all(samples[name]["payload_ms"]["5000"] > 0 for name in OURS)
     assert set(samples["local"]["cpu_us_per_action"]) == {"client"}
     assert set(samples["http on SQLite"]["cpu_us_per_action"]) == {
         "client",
         "server",
         "agent",
     }
-    assert set(result["ratios"]) == {"http on memory", "http on SQLite"}
+    assert {
+        "http on memory / skeleton on memory",
+        "http on SQLite / skeleton on SQLite",
+    } <= set(result["ratios"])
     assert all(ratio["round_trip"] > 0 for ratio in result["ratios"].values())
     names = {figure.name for figure in exchange.figures(result)}
     assert "http on SQLite / skeleton on SQLite: round trip" in names
+    assert "http on memory: server CPU per message" in names
+
+
+def test_a_peer_that_is_not_installed_is_told_and_not_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert brokers.missing("no-such-server", "json") == (
+        "there is no no-such-server on this machine"
+    )
+    result = {"contestants": {}, "ratios": {}, "not_measured": {"NATS": "no server"}}
+    text = table("exchange", exchange.figures(result))
+    assert text.splitlines()[-1].split() == ["NATS:", "no", "server", "not", "measured"]
+
+
+@pytest.mark.slow
+def test_scale_compares_sizes_with_the_smallest_of_the_same_round() -> None:
+    small = ("--rounds", "1", "--calls", "3", "--seconds", "0.1", "--idle", "0.1")
+    result = json.loads(run("benchmarks.scale", *small, "--sizes", "1", "20"))
+    assert set(result["sizes"]) == {"1", "20"}
+    assert set(result["ratios"]) == {"20"}
+    assert result["ratios"]["20"]["server_us_per_message_full"] > 0
+    names = {figure.name for figure in scale.figures(result)}
+    assert "20 mailboxes / the fewest, attached: server CPU" in names
 
 
 @pytest.mark.slow
