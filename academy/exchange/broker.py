@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from typing import Any
 
 from academy.exception import (
@@ -379,6 +379,27 @@ class Broker:
         """Return who registered a mailbox; nobody for an unknown one."""
         box = self._boxes.get(uid)
         return "" if box is None else box.record.creator
+
+    def groups(self, uid: bytes) -> Collection[str]:
+        """Return the groups with which a mailbox is shared; none for an unknown one."""
+        box = self._boxes.get(uid)
+        return () if box is None else box.record.groups
+
+    async def share(self, uid: bytes, group: str, shared: bool = True) -> None:
+        """Share a mailbox with a group, or do so no more.
+
+        Raises:
+            BadEntityIdError: there is no such mailbox.
+            MailboxTerminatedError: it is terminated.
+        """
+
+        async def work(changes: Changes) -> None:
+            record = self._live(uid).record
+            others = set(record.groups) - {group}
+            record.groups = tuple(sorted(others | {group} if shared else others))
+            changes.mailboxes[uid] = record
+
+        await self._control(work)
 
     def silence(self, uid: bytes) -> float | None:
         """Return the seconds since the owner was last attached; None if never."""

@@ -210,6 +210,7 @@ async def test_mailboxes_and_sessions_come_back_as_they_were_last(
         Changes(mailboxes={DEST: ada, OTHER: user}, sessions={session: 5})
     )
     ada.epoch, ada.incarnation, ada.terminated = 3, b"incarnation", True
+    ada.groups = ("group", "other")
     await store.commit(Changes(mailboxes={DEST: ada}, sessions={session: 9}))
 
     contents = await store.open()
@@ -338,6 +339,23 @@ async def test_only_the_owner_can_read_the_files(
     assert {"exchange.db", "exchange.db-wal", "exchange.db.lock"} <= set(modes)
     assert set(modes.values()) == {0o600}
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+async def test_a_file_from_before_mailboxes_were_shared_is_brought_up_to_date(
+    make: Callable[[], SqliteStore], path: Path
+) -> None:
+    record = MailboxRecord(DEST, True, "Ada")
+    store = make()
+    await store.open()
+    await store.commit(Changes({DEST: record}))
+    await store.close()
+    with sqlite3.connect(path) as db:
+        db.execute("alter table mailbox drop column groups")
+        db.execute("pragma user_version=2")
+    db.close()
+
+    assert (await store.open()).mailboxes == [record]
+    await store.close()
 
 
 async def test_a_file_of_another_version_is_refused_by_name(

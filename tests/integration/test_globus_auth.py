@@ -20,7 +20,6 @@ from uuid import uuid4
 
 import globus_sdk
 import pytest
-from globus_sdk.login_flows import CommandLineLoginFlowManager
 
 from academy.exception import (
     AgentTerminatedError,
@@ -41,16 +40,6 @@ from tests.support.globus_auth import EXCHANGE_SCOPE, PROJECT, GlobusAuth
 
 
 @pytest.fixture
-def globus(monkeypatch: pytest.MonkeyPatch, academy_home: Path) -> Iterator[GlobusAuth]:
-    """Globus Auth, as this process and those that it starts will find it."""
-    service = GlobusAuth()
-    with service.running() as environment:
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        yield service
-
-
-@pytest.fixture
 def url(globus: GlobusAuth, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An exchange that asks for Globus Auth."""
     with monkeypatch.context() as patch:
@@ -60,28 +49,10 @@ def url(globus: GlobusAuth, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             yield url
 
 
-class Browser(CommandLineLoginFlowManager):
-    """Goes where a person would be sent, and comes back with the code."""
-
-    def print_authorize_url(self, authorize_url: str) -> None:
-        with urllib.request.urlopen(authorize_url) as page:
-            self.code = page.read().decode()
-
-    def prompt_for_code(self) -> str:
-        return self.code
-
-
 @pytest.fixture
 def app(globus: GlobusAuth) -> Iterator[globus_sdk.GlobusApp]:
     """A person whose browser consents to everything."""
-    config = globus_sdk.GlobusAppConfig(
-        login_flow_manager=Browser,
-        token_storage="memory",
-        request_refresh_tokens=True,
-    )
-    with globus_sdk.UserApp(
-        "test", client_id=globus_auth.NATIVE_APP, config=config
-    ) as app:
+    with globus.person() as app:
         yield app
 
 

@@ -13,6 +13,7 @@ import json
 import secrets
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +21,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import NAMESPACE_DNS, uuid4, uuid5
 
+import globus_sdk
 import jwt
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import rsa
+from globus_sdk.login_flows import CommandLineLoginFlowManager
 
 NATIVE_APP = str(uuid4())
 SERVICE, SERVICE_SECRET = str(uuid4()), "secret-of-the-service"
@@ -78,6 +81,7 @@ class GlobusAuth:
         calls: how often each kind of request came.
         fail: kinds of requests that are refused.
         lifetime: seconds that access tokens are good for.
+        hanging: whether questions about tokens are left without an answer.
     """
 
     def __init__(self) -> None:
@@ -89,6 +93,7 @@ class GlobusAuth:
         self.calls: Counter[str] = Counter()
         self.fail: set[str] = set()
         self.lifetime = DAYS_2
+        self.hanging = False
         self.clients = {
             NATIVE_APP: Client("a native app"),
             SERVICE: Client("a service", None, [SERVICE_SECRET]),
@@ -110,6 +115,24 @@ class GlobusAuth:
     def agents(self) -> dict[str, Client]:
         """The clients that were made in a project."""
         return {uid: c for uid, c in self.clients.items() if c.project is not None}
+
+    def person(self, name: str | None = None) -> globus_sdk.GlobusApp:
+        """Return the app of a person who consents to everything; close it.
+
+        Given a name, that person is logged in already.
+        """
+        config = globus_sdk.GlobusAppConfig(
+            login_flow_manager=Browser,
+            token_storage="memory",
+            request_refresh_tokens=True,
+        )
+        app = globus_sdk.UserApp("test", client_id=NATIVE_APP, config=config)
+        if name is not None:
+            self.user, before = name, self.user
+            app.add_scope_requirements({EXCHANGE: EXCHANGE_SCOPE})
+            app.login()
+            self.user = before
+        return app
 
     def token(self, username: str, scope: str = EXCHANGE_SCOPE) -> str:
         """Issue an access token, as if somebody had logged in."""
@@ -239,6 +262,8 @@ class GlobusAuth:
         form = {key: str(value) for key, value in (await request.post()).items()}
         client = self._client(request, form)
         self._count("introspect")
+        while self.hanging:
+            await asyncio.sleep(0.01)
         try:
             token = self._live(form["token"])
         except Refused:
@@ -348,7 +373,10 @@ class GlobusAuth:
         if GROUPS_SCOPE not in token.scopes:
             raise Refused(403, "missing_scope")
         mine = [uid for uid, names in self.groups.items() if token.username in names]
-        return web.json_response([{"id": uid, "name": uid[:8]} for uid in mine])
+        memberships = [{"username": token.username, "status": "active"}]
+        return web.json_response(
+            [{"id": uid, "my_memberships": memberships} for uid in mine]
+        )
 
     # --- the service
 
@@ -407,10 +435,22 @@ class GlobusAuth:
                 "ACADEMY_GLOBUS_CLIENT_ID": NATIVE_APP,
             }
         finally:
+            self.hanging = False
             asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(30)
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
+
+
+class Browser(CommandLineLoginFlowManager):
+    """Goes where a person would be sent, and comes back with the code."""
+
+    def print_authorize_url(self, authorize_url: str) -> None:
+        with urllib.request.urlopen(authorize_url) as page:
+            self.code = page.read().decode()
+
+    def prompt_for_code(self) -> str:
+        return self.code
 
 
 def identity(username: str) -> str:

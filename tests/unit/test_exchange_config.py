@@ -115,7 +115,9 @@ def test_all_problems_are_told_together(file: Path) -> None:
 
     assert "port = 70000: Input should be less than or equal to 65535" in words
     assert "unknown key 'hots', did you mean 'host'?" in words
-    assert "auth.method = 'password': Input should be 'token' or 'none'" in words
+    assert (
+        "auth.method = 'password': Input should be 'token', 'globus' or 'none'" in words
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from academy.exception import (
     StorageError,
     UnauthorizedError,
 )
-from academy.exchange.cloud import protocol, v1_routes
+from academy.exchange.cloud import login, protocol, v1_routes
 from academy.exchange.cloud.auth import Authority, Credentials, bearer
 from academy.exchange.cloud.config import ExchangeServingConfig
 from academy.exchange.cloud.connection import Connection
@@ -41,7 +41,10 @@ def create_app(config: ExchangeServingConfig | None = None) -> web.Application:
     app = web.Application()
     app.router.add_get(protocol.PATH, server.connect)
     server.operations.add_routes(app)
-    v1_routes.add_routes(app, server.namespaces, server.authority)
+    globus = config.auth.globus()
+    v1_routes.add_routes(app, server.namespaces, server.authority, globus)
+    if globus is not None:
+        login.add_route(app, server.authority, globus)
     app.cleanup_ctx.append(server.run)
     return app
 

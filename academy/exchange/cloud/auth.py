@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,11 +30,14 @@ class Credentials:
         mailbox: uid of the only mailbox that it opens; None for a user, who may
             open what the same user registered and terminate any.
         namespace: within which all of this holds.
+        groups: of a guest in a namespace: ids of groups. What is shared with one of
+            them, and what the guest has registered, is all that exists for it.
     """
 
     subject: str
     mailbox: bytes | None = None
     namespace: str = DEFAULT_NAMESPACE
+    groups: frozenset[str] | None = None
 
     def may_attach(self, uid: bytes, creator: str) -> bool:
         """Whether this holder may consume a mailbox."""
@@ -44,7 +47,15 @@ class Credentials:
 
     def may_terminate(self, uid: bytes, creator: str) -> bool:
         """Whether this holder may end a mailbox: a user any, others their own."""
-        return self.mailbox is None or uid == self.mailbox or creator == self.subject
+        if self.mailbox is None and self.groups is None:
+            return True
+        return uid == self.mailbox or creator == self.subject
+
+    def may_see(self, creator: str, groups: Iterable[str]) -> bool:
+        """Whether a mailbox, shared with these groups, exists for this holder."""
+        if self.groups is None or creator == self.subject:
+            return True
+        return not self.groups.isdisjoint(groups)
 
 
 class Authority(Protocol):

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from academy.exception import ExchangeError
 from academy.exchange.client_config import ExchangeClientConfig
+from academy.exchange.cloud import protocol
 from academy.exchange.cloud.credentials import find_fingerprint, find_token
 from academy.exchange.cloud.link import Link, acquire, is_unknown_path, release
 from academy.exchange.cloud.pinning import parse_fingerprint, trust
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from globus_sdk import GlobusApp
 
     from academy.agent import Agent
+    from academy.exchange.cloud.console import ExchangeConsole
     from academy.exchange.cloud.globus_login import TokenSource
     from academy.message import Message
 
@@ -64,6 +66,8 @@ class HttpExchangeFactory(ExchangeFactory):
         initial_retry_backoff: seconds before the first retry; doubles with each.
         reconnect_timeout_s: seconds that a lost connection is tried again, before
             calls in flight fail.
+        shared_by: whose agents are used, where they are shared with a group of yours:
+            a user's name at Globus. Clients use protocol v1 then.
         globus_app: who logs in with Globus Auth, in this process. Default: the person
             or service that the environment names.
 
@@ -90,6 +94,7 @@ class HttpExchangeFactory(ExchangeFactory):
         retries: int = 1,
         initial_retry_backoff: float = 1,
         reconnect_timeout_s: float = 3600,
+        shared_by: str | None = None,
         globus_app: GlobusApp | None = None,
     ) -> None:
         if not url.startswith(("http://", "https://")):
@@ -110,7 +115,9 @@ class HttpExchangeFactory(ExchangeFactory):
         self.client_config = config or ExchangeClientConfig()
         self.first_patience = initial_retry_backoff * (2**retries - 1)
         self.reconnect_timeout_s = reconnect_timeout_s
-        self.speaks_v1 = False
+        self.speaks_v1 = shared_by is not None
+        if shared_by is not None:
+            self.additional_headers[protocol.NAMESPACE_HEADER] = shared_by
         self.tokens: TokenSource | None = None
         if auth_method == "globus":
             from academy.exchange.cloud.globus_login import GlobusLogin
@@ -163,7 +170,7 @@ class HttpExchangeFactory(ExchangeFactory):
         token = self.find_token()
         if self.tokens is None or (token and token != refused):
             return token
-        from academy.exchange.cloud.globus_login import in_thread
+        from academy.exchange.cloud.globus_calls import in_thread
 
         return await in_thread(self.tokens.token, refused)
 
@@ -178,6 +185,24 @@ class HttpExchangeFactory(ExchangeFactory):
     def trust(self) -> bool | Fingerprint:
         """Which certificates are trusted, in aiohttp's words."""
         return trust(self.find_fingerprint(), self.ssl_verify is not False)
+
+    async def _log_in(self, patience: float) -> str | None:
+        """Return a token of the exchange for one of Globus Auth, if both are used."""
+        if self.tokens is None:
+            return None
+        from academy.exchange.cloud.v1_requests import V1Requests
+
+        async with V1Requests(self) as requests:
+            found = await requests.ask(
+                "POST", protocol.LOGIN_PATH, patience=patience, optional=True
+            )
+        return found and str(found["token"])
+
+    async def console(self) -> ExchangeConsole:
+        """Return what shares mailboxes with groups of Globus."""
+        from academy.exchange.cloud.console import ExchangeConsole
+
+        return ExchangeConsole(self)
 
     async def connect(
         self,
@@ -194,6 +219,7 @@ class HttpExchangeFactory(ExchangeFactory):
         link = None
         try:
             if not factory.speaks_v1:
+                token = token or await factory._log_in(patience)
                 link = await acquire(factory, token, patience)
         except ExchangeError as error:
             if not is_unknown_path(error):

@@ -22,6 +22,7 @@ from academy.home import local_directory, private_directory
 
 if TYPE_CHECKING:
     from academy.exchange.cloud.certificate import Certificate
+    from academy.exchange.cloud.globus_identities import GlobusIdentities
     from academy.exchange.store import Store
 
 DAY = 86_400.0
@@ -35,16 +36,18 @@ class AuthConfig(_Section):
     """How clients prove who they are.
 
     Attributes:
-        method: "token" (signed tokens), or "none" (everybody may do everything, which
-            has to be asked for).
+        method: "token" (signed tokens), "globus" (these, and Globus Auth to log in),
+            or "none" (everybody may do everything, which has to be asked for).
         key_file: the key that signs tokens; made (mode 0600) where there is none.
             Default: `exchange.key` under the Academy home.
         token_lifetime: seconds that a token is good for.
+        globus_cache: seconds after which Globus is asked again whose a token is.
     """
 
-    method: Literal["token", "none"] = "token"
+    method: Literal["token", "globus", "none"] = "token"
     key_file: Path | None = None
     token_lifetime: float = Field(default=90 * DAY, gt=0)
+    globus_cache: float = Field(default=30, ge=0)
 
     def authority(self) -> Authority:
         """Make the authority that this section describes."""
@@ -54,6 +57,18 @@ class AuthConfig(_Section):
             signing_key(self.key_file and self.key_file.expanduser()),
             self.token_lifetime,
         )
+
+    def globus(self) -> GlobusIdentities | None:
+        """Make what asks Globus whose a token is, if that is asked.
+
+        Raises:
+            ValueError: the environment lacks the exchange's secret.
+        """
+        if self.method != "globus":
+            return None
+        from academy.exchange.cloud.globus_identities import GlobusIdentities
+
+        return GlobusIdentities(self.globus_cache)
 
     def user_token(self) -> str | None:
         """Issue a token for the user who runs the exchange; None if none is needed."""

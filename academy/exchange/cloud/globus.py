@@ -61,6 +61,8 @@ class GlobusExchangeFactory(HttpExchangeFactory):
             `globus_sdk.AuthClient.create_client` takes them.
         request_timeout_s: seconds that the exchange may take for an answer.
         url: address of the exchange. Default: the public one.
+        ssl_verify: see `HttpExchangeFactory`.
+        fingerprint: see `HttpExchangeFactory`.
         globus_app: see `HttpExchangeFactory`.
         config: how clients show that they are alive.
         reconnect_timeout_s: seconds that a failing request is tried again.
@@ -76,6 +78,8 @@ class GlobusExchangeFactory(HttpExchangeFactory):
         request_timeout_s: float = 60,
         *,
         url: str = PUBLIC_EXCHANGE,
+        ssl_verify: bool | None = None,
+        fingerprint: str | None = None,
         globus_app: globus_sdk.GlobusApp | None = None,
         config: ExchangeClientConfig | None = None,
         reconnect_timeout_s: float = 3600,
@@ -86,6 +90,8 @@ class GlobusExchangeFactory(HttpExchangeFactory):
             url,
             auth_method="globus",
             request_timeout_s=request_timeout_s,
+            ssl_verify=ssl_verify,
+            fingerprint=fingerprint,
             config=config,
             reconnect_timeout_s=reconnect_timeout_s,
         )
@@ -190,7 +196,7 @@ class GlobusExchangeTransport(V1ExchangeTransport):
         ]
 
     async def _make_clients(self, aids: Sequence[AgentId[Any]]) -> list[AgentClient]:
-        from academy.exchange.cloud.globus_login import in_thread
+        from academy.exchange.cloud.globus_calls import in_thread
 
         given_up = threading.Event()
         try:
@@ -206,7 +212,7 @@ class GlobusExchangeTransport(V1ExchangeTransport):
 
     async def _delete_clients(self, *uids: AgentId[Any]) -> None:
         """Delete the clients of agents, whoever has made them."""
-        from academy.exchange.cloud.globus_login import in_thread
+        from academy.exchange.cloud.globus_calls import in_thread
 
         known = {uid: self._clients.pop(uid, None) for uid in uids}
         if not known:

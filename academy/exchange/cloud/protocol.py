@@ -42,8 +42,12 @@ PROTOCOL = 2
 """Version of this wire; 1 is the REST protocol of other exchanges."""
 PATH = "/v2"
 """Where a server takes WebSocket connections."""
+LOGIN_PATH = "/v2/login"
+"""Where it exchanges access tokens of Globus Auth for tokens of its own."""
 SESSION_HEADER = "Academy-Session"
 PROTOCOL_HEADER = "Academy-Protocol"
+NAMESPACE_HEADER = "Academy-Namespace"
+"""Whose mailboxes a guest is after."""
 
 WELCOME, CALL, REPLY, SEND, DELIVER, CONFIRM, REFUSE, RECEIPT, LOST = range(1, 10)
 NEWS = 10

@@ -42,10 +42,16 @@ Handler = Callable[
 
 
 class V1Server:
-    """Holds the mailboxes of v1 clients at one broker while these come and go."""
+    """Holds the mailboxes of v1 clients at one broker while these come and go.
 
-    def __init__(self, broker: Broker) -> None:
+    Args:
+        broker: keeps the mailboxes.
+        has_groups: some who ask are members of groups.
+    """
+
+    def __init__(self, broker: Broker, has_groups: bool) -> None:
         self.broker = broker
+        self._has_groups = has_groups
         self._boxes: dict[bytes, V1Mailbox] = {}
 
     async def let_go_of_silent(self, grace: float) -> None:
@@ -99,7 +105,7 @@ class V1Server:
     def _check(self, owner: EntityId, by: Credentials) -> None:
         """Refuse who may not speak for a mailbox."""
         uid = owner.uid.bytes
-        status = self.broker.status(uid)
+        status = self._status(owner, by)
         if status is MailboxStatus.MISSING:
             raise BadEntityIdError(owner)
         if not by.may_attach(uid, self.broker.creator(uid)):
@@ -112,6 +118,8 @@ class V1Server:
     ) -> web.Response:
         """POST /mailbox."""
         owner = v1_http.owner(parameters)
+        if by.groups is not None and owner.role == "agent":
+            raise ForbiddenError(f"guests register no agents in {by.namespace!r}")
         classes = v1_http.parameter(parameters, "agent", str, "")
         if not classes.isprintable():
             raise ProtocolError(f"not the names of classes: {classes!r:.80}")
@@ -129,8 +137,16 @@ class V1Server:
         self, request: web.Request, by: Credentials, parameters: Parameters
     ) -> web.Response:
         """GET /mailbox."""
-        status = self.broker.status(v1_http.owner(parameters).uid.bytes)
+        status = self._status(v1_http.owner(parameters), by)
         return web.json_response({"status": status.value})
+
+    def _status(self, owner: EntityId, by: Credentials) -> MailboxStatus:
+        if not self._sees(owner.uid.bytes, by):
+            return MailboxStatus.MISSING
+        return self.broker.status(owner.uid.bytes)
+
+    def _sees(self, uid: bytes, by: Credentials) -> bool:
+        return by.may_see(self.broker.creator(uid), self.broker.groups(uid))
 
     async def terminate(
         self, request: web.Request, by: Credentials, parameters: Parameters
@@ -138,6 +154,8 @@ class V1Server:
         """DELETE /mailbox."""
         uid = v1_http.owner(parameters).uid.bytes
         creator = self.broker.creator(uid)
+        if not self._sees(uid, by):
+            return web.Response()
         if creator and not by.may_terminate(uid, creator):
             raise ForbiddenError("the token does not terminate this mailbox")
         await self.broker.terminate(uid)
@@ -150,7 +168,11 @@ class V1Server:
         name = v1_http.parameter(parameters, "agent", str)
         subclasses = v1_http.parameter(parameters, "allow_subclasses", bool)
         found = self.broker.discover(name, subclasses)
-        uids = ",".join(str(UUID(bytes=record.uid)) for record in found)
+        uids = ",".join(
+            str(UUID(bytes=record.uid))
+            for record in found
+            if self._sees(record.uid, by)
+        )
         return web.json_response({"agent_ids": uids})
 
     async def touch(
@@ -168,36 +190,41 @@ class V1Server:
         self, request: web.Request, by: Credentials, parameters: Parameters
     ) -> web.Response:
         """GET /mailbox/heartbeat."""
-        owner = self._known(parameters)
+        owner = self._known(parameters, by)
         return web.json_response({"heartbeat": self.broker.silence(owner.uid.bytes)})
 
     async def stats(
         self, request: web.Request, by: Credentials, parameters: Parameters
     ) -> web.Response:
         """GET /mailbox/stats."""
-        stats: AgentStats = self.broker.stats(self._known(parameters).uid.bytes)
+        stats: AgentStats = self.broker.stats(self._known(parameters, by).uid.bytes)
         return web.json_response(asdict(stats))
 
     async def shared(
         self, request: web.Request, by: Credentials, parameters: Parameters
     ) -> web.Response:
         """GET /mailbox/share."""
-        self._known(parameters)
-        return web.json_response({"group_ids": []})
+        owner = v1_http.owner(parameters)
+        self._check(owner, by)
+        groups = self.broker.groups(owner.uid.bytes)
+        return web.json_response({"group_ids": sorted(groups)})
 
     async def share(
         self, request: web.Request, by: Credentials, parameters: Parameters
     ) -> web.Response:
         """POST and DELETE /mailbox/share."""
-        self._known(parameters)
-        v1_http.parameter(parameters, "group_id", str)
-        raise ForbiddenError(
-            "this exchange shares no mailboxes: its tokens belong to no groups"
-        )
+        owner, group = v1_http.owner(parameters), v1_http.group(parameters)
+        self._check(owner, by)
+        if not self._has_groups:
+            raise ForbiddenError(
+                "this exchange shares no mailboxes: its tokens belong to no groups"
+            )
+        await self.broker.share(owner.uid.bytes, group, request.method == "POST")
+        return web.Response()
 
-    def _known(self, parameters: Parameters) -> EntityId:
+    def _known(self, parameters: Parameters, by: Credentials) -> EntityId:
         owner = v1_http.owner(parameters)
-        if self.broker.status(owner.uid.bytes) is MailboxStatus.MISSING:
+        if self._status(owner, by) is MailboxStatus.MISSING:
             raise BadEntityIdError(owner)
         return owner
 
@@ -209,6 +236,8 @@ class V1Server:
         """PUT /message."""
         message = read_message(v1_http.parameter(parameters, "message", str))
         async with self._box(message.src, by) as box:
+            if not self._sees(message.dest.uid.bytes, by):
+                raise BadEntityIdError(message.dest)
             await box.post(message)
         return web.Response()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from typing import Any
+from uuid import UUID
 
 from aiohttp import web
 
@@ -87,6 +88,15 @@ def owner(parameters: Parameters) -> EntityId:
     if "mailbox" not in parameters:
         raise ProtocolError("mailbox is missing")
     return read_entity(parameters["mailbox"])
+
+
+def group(parameters: Parameters) -> str:
+    """Return the id of the group that a mailbox is to be shared with."""
+    text = parameter(parameters, "group_id", str)
+    try:
+        return str(UUID(text))
+    except ValueError:
+        raise ProtocolError(f"group_id has to be a UUID, not {text!r:.80}") from None
 
 
 def timeout(parameters: Parameters) -> float:

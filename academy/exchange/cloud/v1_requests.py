@@ -9,7 +9,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
 
@@ -91,6 +91,12 @@ class V1Requests:
         """Close the connections."""
         await self._http.close()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
     async def ask(
         self,
         method: str,
@@ -98,6 +104,7 @@ class V1Requests:
         *,
         about: EntityId | None = None,
         patience: float | None = None,
+        optional: bool = False,
         **parameters: Any,
     ) -> Any:
         """Make a request and return the JSON of its answer; None for an empty one.
@@ -108,6 +115,7 @@ class V1Requests:
             about: whose mailbox does not exist if the answer is 404.
             patience: seconds that it is tried again; default: as long as a lost
                 connection.
+            optional: None also if the exchange has no such route.
             **parameters: of the route.
 
         Raises:
@@ -133,6 +141,8 @@ class V1Requests:
             if status == 403 and not renewed and await self._renew_token(token):
                 renewed = True
                 continue
+            if optional and status in (404, 405):
+                return None
             if status not in _RETRIED:
                 raise self._error(status, text, about, len(str(parameters)))
             await pauses.wait(f"it answered with status {status}: {text[:200]}")

@@ -5,15 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from academy.exception import AcademyError, StorageError, UnauthorizedError
-from academy.exchange.cloud import v1_http
+from academy.exception import (
+    AcademyError,
+    ForbiddenError,
+    StorageError,
+    UnauthorizedError,
+)
+from academy.exchange.cloud import protocol, v1_http
 from academy.exchange.cloud.auth import Authority, Credentials, bearer
 from academy.exchange.cloud.logs import current_client
 from academy.exchange.cloud.namespaces import Namespaces
 from academy.exchange.cloud.v1 import ROUTES, Handler, V1Server
+
+if TYPE_CHECKING:
+    from academy.exchange.cloud.globus_identities import GlobusIdentities
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +35,7 @@ def add_routes(
     app: web.Application,
     namespaces: Namespaces,
     authority: Authority,
+    globus: GlobusIdentities | None = None,
     *,
     grace: float = GRACE,
 ) -> None:
@@ -35,9 +45,10 @@ def add_routes(
         app: where to.
         namespaces: keep the mailboxes.
         authority: knows who may do what.
+        globus: knows whose access tokens of Globus Auth are, if they are good here.
         grace: seconds without a request after which an owner counts as away.
     """
-    routes = V1Routes(namespaces, authority, grace)
+    routes = V1Routes(namespaces, authority, globus, grace)
     for prefix in PREFIXES:
         for (method, path), handler in ROUTES.items():
             app.router.add_route(method, prefix + path, routes.answers(handler))
@@ -49,10 +60,15 @@ class V1Routes:
     """Hands each request to the server of its namespace."""
 
     def __init__(
-        self, namespaces: Namespaces, authority: Authority, grace: float
+        self,
+        namespaces: Namespaces,
+        authority: Authority,
+        globus: GlobusIdentities | None,
+        grace: float,
     ) -> None:
         self._namespaces = namespaces
         self._authority = authority
+        self._globus = globus
         self._grace = grace
         self._servers: dict[str, V1Server] = {}
         self._stopping = False
@@ -86,7 +102,7 @@ class V1Routes:
                     raise StorageError("the exchange is stopping")
                 token = bearer(request.headers)
                 try:
-                    by = self._authority.verify(token)
+                    by = await self._identify(token, request)
                 except UnauthorizedError as error:
                     logger.warning("turned away %s: %s", request.remote, error)
                     return v1_http.refusal(error, 403 if token else 401)
@@ -100,9 +116,23 @@ class V1Routes:
 
         return answer
 
+    async def _identify(self, token: str | None, request: web.Request) -> Credentials:
+        # Tokens of Globus Auth are opaque; those of the exchange have three parts.
+        if self._globus is None or not token or token.count(".") == 2:
+            return self._authority.verify(token)
+        namespace = request.headers.get(protocol.NAMESPACE_HEADER, "")
+        return await self._globus.identify(token, namespace)
+
     async def _server(self, by: Credentials) -> V1Server:
+        # Guests open no namespaces: they could be anybody, and name anything.
+        if by.groups is not None and by.namespace not in self._namespaces.brokers:
+            raise ForbiddenError(
+                f"{by.namespace!r} shares nothing with you, or is not connected"
+            )
         broker = await self._namespaces.broker(by.namespace)
         server = self._servers.get(by.namespace)
         if server is None or server.broker is not broker:
-            server = self._servers[by.namespace] = V1Server(broker)
+            server = self._servers[by.namespace] = V1Server(
+                broker, has_groups=self._globus is not None
+            )
         return server

@@ -82,6 +82,7 @@ class MailboxRecord:
         terminated: whether the owner is gone for good.
         creator: who registered it.
         reason: why it was terminated, if anybody said so.
+        groups: ids of those whose members may use it, wherever they are.
     """
 
     uid: bytes
@@ -93,6 +94,7 @@ class MailboxRecord:
     terminated: bool = False
     creator: str = ""
     reason: str = ""
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

@@ -224,4 +224,5 @@ def _record(packed: bytes) -> MailboxRecord:
     content["uid"] = bytes.fromhex(content["uid"])
     content["incarnation"] = bytes.fromhex(content["incarnation"])
     content["classes"] = tuple(content["classes"])
+    content["groups"] = tuple(content["groups"])
     return MailboxRecord(**content)

@@ -30,11 +30,12 @@ CHECKPOINT_BYTES = 16_000_000
 COPIED_BYTES = 10_000
 """Size of a payload below which a copy costs less than looking for its adapter."""
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _SCHEMA = """
 create table if not exists mailbox(
     uid blob primary key, agent int, name text, classes text, epoch int,
-    incarnation blob, terminated int, creator text, reason text
+    incarnation blob, terminated int, creator text, reason text,
+    groups text
 ) without rowid;
 create table if not exists message(
     dest blob, number int, src blob, tag blob, flags int, lease int, payload blob,
@@ -42,9 +43,12 @@ create table if not exists message(
 ) without rowid;
 create table if not exists session(uid blob primary key, sequence int) without rowid;
 """
-_UPGRADES = {1: "alter table mailbox add column reason text"}
+_UPGRADES = {
+    1: "alter table mailbox add column reason text",
+    2: "alter table mailbox add column groups text",
+}
 """By schema version, what makes a database of that version one of the next."""
-_PUT_MAILBOX = "insert or replace into mailbox values(?,?,?,?,?,?,?,?,?)"
+_PUT_MAILBOX = "insert or replace into mailbox values(?,?,?,?,?,?,?,?,?,?)"
 _PUT_MESSAGE = "insert into message values(?,?,?,?,?,?,?)"
 _PUT_SESSION = "insert or replace into session values(?,?)"
 _LEASE = "update message set lease=? where dest=? and number=?"
@@ -269,11 +273,13 @@ def _row(record: MailboxRecord) -> tuple[object, ...]:
         record.terminated,
         record.creator,
         record.reason,
+        ",".join(record.groups),
     )
 
 
 def _record(row: tuple[Any, ...]) -> MailboxRecord:
-    uid, agent, name, classes, epoch, incarnation, terminated, creator, reason = row
+    uid, agent, name, classes, epoch, incarnation, terminated, *rest = row
+    creator, reason, groups = rest
     return MailboxRecord(
         uid,
         bool(agent),
@@ -284,4 +290,5 @@ def _record(row: tuple[Any, ...]) -> MailboxRecord:
         bool(terminated),
         creator,
         reason or "",
+        tuple(groups.split(",")) if groups else (),
     )
