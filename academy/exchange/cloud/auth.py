@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
+from uuid import UUID
 
 import jwt
 
@@ -109,14 +110,23 @@ class TokenAuthority:
                 "HttpExchangeFactory(url, token=...), or set ACADEMY_EXCHANGE_TOKEN"
             )
         try:
-            claims = jwt.decode(token, self._key, [_ALGORITHM], issuer=_ISSUER)
-            subject, namespace = claims["sub"], claims["ns"]
+            claims = jwt.decode(
+                token,
+                self._key,
+                [_ALGORITHM],
+                issuer=_ISSUER,
+                # Not `iat`: a clock that is set back would lock everybody out.
+                options={"require": ["exp", "iss", "sub"], "verify_iat": False},
+            )
+            subject, namespace = claims["sub"], check_namespace(claims["ns"])
             if claims["scope"] == "mailbox":
-                return Credentials(subject, bytes.fromhex(subject), namespace)
-            return Credentials(subject, None, namespace)
+                return Credentials(subject, UUID(subject).bytes, namespace)
+            if claims["scope"] == "user":
+                return Credentials(subject, None, namespace)
+            raise ValueError(f"there is no scope {claims['scope']!r}")
         except jwt.ExpiredSignatureError as error:
             raise UnauthorizedError("the token has expired: get a new one") from error
-        except (jwt.InvalidTokenError, KeyError, ValueError) as error:
+        except (jwt.InvalidTokenError, KeyError, TypeError, ValueError) as error:
             raise UnauthorizedError(
                 f"the token is not one of this exchange ({error})"
             ) from error
