@@ -27,6 +27,7 @@ test: $(VENV)/.dev ## Run the tests
 	@scripts/debian-packages "tests on a real Slurm (marked hpc)" $(SLURM) || true
 	@scripts/debian-packages "tests of Globus Compute" $(GLOBUS) || true
 	@scripts/debian-packages "tests of several exchange servers" $(SERVERS) || true
+	@scripts/debian-packages "tests with a clock that jumps" libfaketime || true
 	@scripts/globus-endpoint-venv $(BIN)/python >/dev/null || true
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 

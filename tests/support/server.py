@@ -49,6 +49,9 @@ class ExchangeServer:
         tls: speak https; proxies that look at what passes can make nothing of it.
         sections: of the configuration, for example `limits={"max_message_bytes": 9}`,
             and files, for example `certfile=path`.
+
+    Attributes:
+        environment: what it gets in addition to the environment of the test.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class ExchangeServer:
                 continue
             lines.append(f"[{name}]")
             lines += [f"{key} = {json.dumps(value)}" for key, value in section.items()]
+        self.environment = {"ACADEMY_HOME": str(self.home)}
         self.config_file.write_text("\n".join(lines))
         self.process: subprocess.Popen[str] | None = None
 
@@ -119,7 +123,7 @@ class ExchangeServer:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, "ACADEMY_HOME": str(self.home)},
+                env=os.environ | self.environment,
             )
         assert self.process.stdout is not None
         watchdog = threading.Timer(START_TIMEOUT, self.process.kill)

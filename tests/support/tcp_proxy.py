@@ -13,6 +13,9 @@ CHUNK = 65_536
 class TcpProxy:
     """Forwards connections to a port of this machine, for as long as it likes.
 
+    Args:
+        target: the port, or who says for each connection which one.
+
     Attributes:
         port: where it listens.
         delay: seconds that each piece of data takes in either direction.
@@ -21,12 +24,12 @@ class TcpProxy:
         accepted: connections so far.
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int | Callable[[], int]) -> None:
         self.port = 0
         self.delay = 0.0
         self.budget: Callable[[], int] | None = None
         self.accepted = 0
-        self._target = target
+        self._target = target if callable(target) else lambda: target
         self._arrival = asyncio.Condition()
         self._inward, self._outward = asyncio.Event(), asyncio.Event()
         self.resume()
@@ -99,7 +102,7 @@ class TcpProxy:
         writer: asyncio.StreamWriter,
     ) -> None:
         try:
-            far = await asyncio.open_connection("127.0.0.1", self._target)
+            far = await asyncio.open_connection("127.0.0.1", self._target())
         except OSError:
             return
         connection.writers.append(far[1])

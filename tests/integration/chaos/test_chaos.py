@@ -1,0 +1,83 @@
+"""Everything breaks in the midst of 10,000 calls: each has one outcome, in order.
+
+A seed decides which calls are made, what breaks, when, and for how long. To see a run
+again, or others: `CHAOS_SEEDS="17 18" make test ARGS="tests/integration/chaos"`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from tests.integration.chaos.disasters import ALL
+from tests.integration.chaos.site import Site
+from tests.integration.chaos.storm import Storm
+from tests.support.clock import Clock
+from tests.support.disk import SmallDisk
+from tests.support.server import ExchangeServer
+
+CALLS = 10_000
+SEEDS = [int(seed) for seed in os.environ.get("CHAOS_SEEDS", "1 2").split()]
+MORE = range(1000, 1050)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+
+Make: TypeAlias = Callable[[Path, random.Random], Any]
+
+
+@contextmanager
+def one_server_over_sqlite(folder: Path, dice: random.Random) -> Iterator[Site]:
+    with SmallDisk(folder / "disk") as disk:
+        clock = Clock(folder / "clock")
+        backend = {"path": str(disk.path / "exchange.db")}
+        server = ExchangeServer(folder, backend=backend)
+        server.environment |= clock.environment()
+        with server:
+            yield Site([server], dice, disk=disk, clock=clock)
+
+
+SITES: dict[str, Make] = {"sqlite": one_server_over_sqlite}
+
+
+async def weather(make: Make, folder: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    disasters = dice.sample(ALL, len(ALL))
+    with make(folder, dice) as site:
+        storm = Storm(site, folder, seed, CALLS)
+        faults = ["it was not over in time"]
+        try:
+            faults = await storm.run(disasters)
+        finally:
+            print(f"CHAOS_SEEDS={seed}", *faults, *storm.events, sep="\n")
+            print(storm.ledger.interrupted(), "interrupted")
+            _show_logs(folder)
+    assert faults == [], f"seed {seed}"
+    assert storm.ledger.interrupted() < 1000, "no more than were under way"
+
+
+def _show_logs(folder: Path) -> None:
+    for log in folder.glob("*.log"):
+        print(f"--- {log.name}", log.read_text()[-5000:], sep="\n")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("site", SITES)
+async def test_nothing_is_lost_doubled_or_reordered(
+    tmp_path: Path, site: str, seed: int
+) -> None:
+    await weather(SITES[site], tmp_path, seed)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", MORE)
+@pytest.mark.parametrize("site", SITES)
+async def test_nothing_is_lost_doubled_or_reordered_whatever_the_seed(
+    tmp_path: Path, site: str, seed: int
+) -> None:
+    await weather(SITES[site], tmp_path, seed)
