@@ -104,6 +104,20 @@ class MailboxFullError(ExchangeError):
         return f"The mailbox of {self.uid} is full ({self.limit}): try again later."
 
 
+class MessageExpiredError(ExchangeError):
+    """Nobody has taken a request from a mailbox in time."""
+
+    def __init__(self, uid: EntityId) -> None:
+        super().__init__(uid)
+        self.uid = uid
+
+    def __str__(self) -> str:
+        return (
+            f"{self.uid} has not taken the request before it expired (by the call's "
+            "timeout, or by message_lifetime in the exchange's configuration)."
+        )
+
+
 class SupersededError(ExchangeError):
     """A newer incarnation of the same entity has taken its mailbox over."""
 

@@ -21,12 +21,14 @@ from academy.exception import (
     BadEntityIdError,
     ForbiddenError,
     MailboxFullError,
+    MessageExpiredError,
     MessageTooLargeError,
     StorageError,
     SupersededError,
 )
 from academy.exchange.attendance import Attendance
 from academy.exchange.census import Census, take_census
+from academy.exchange.expiry import LOOK_AGAIN, Expiry
 from academy.exchange.mailbox import Consumer, Limits, Mailbox, Session
 from academy.exchange.mailbox_status import MailboxStatus
 from academy.exchange.refusals import Refusal, Refusals
@@ -80,6 +82,7 @@ class Broker:
         self.refused: Counter[str] = Counter()
         self._number = 0
         self._opened = False
+        self._opened_at = 0.0
         self._controls: list[tuple[Control, asyncio.Future[Any]]] = []
         self._late_controls: list[tuple[Control, asyncio.Future[Any]]] = []
         self._arrivals: list[Arrival] = []
@@ -88,6 +91,7 @@ class Broker:
         self._outgoing: list[tuple[Session, Envelope]] = []
         self._hungry: set[Session] = set()
         self._attendance = Attendance()
+        self._expiry = Expiry(self._look_for_expired)
         self._turning: asyncio.Task[None] | asyncio.Handle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -100,6 +104,10 @@ class Broker:
             for record in contents.mailboxes
         }
         await self._refusals.load(self._store, contents)
+        terminated = [r.uid for r in contents.mailboxes if r.terminated]
+        keep = self.limits.tombstone_lifetime
+        await self._expiry.load(self._store, terminated, keep)
+        self._opened_at = time.monotonic()
         self._sequences = contents.sessions
         self._number = contents.last_number
         self._opened = True
@@ -116,6 +124,7 @@ class Broker:
     async def close(self) -> None:
         """Finish the work at hand and close the store. May be called twice."""
         await self.settle()
+        self._expiry.stop()
         await self._store.close()
 
     # --- sessions
@@ -362,6 +371,7 @@ class Broker:
                 if uid != by:
                     owner.consumer.lost(uid, box.terminated_error())
             self._attendance.terminated(box)
+            self._expiry.bury(uid, self.limits.tombstone_lifetime)
             await self._answer_all(changes, box)
 
         await self._control(work, after_arrivals=True)
@@ -715,6 +725,10 @@ class Broker:
         box.bytes += envelope.size
         box.incoming += 1
         changes.added.append(envelope)
+        # As good as every response answers something.
+        longest = self.limits.message_lifetime
+        if longest or (envelope.answers and not envelope.flags & RESPONSE):
+            self._expiry.note(changes, envelope, longest)
         session = box.session
         if session is None or not session.open:
             return
@@ -811,13 +825,59 @@ class Broker:
         while page := await self._store.pending(uid, after, PAGE):
             after = page[-1].number
             left = [envelope for envelope in page if envelope.number not in answered]
-            self._answer(changes, box, left)
-        self._answer(changes, box, fresh)
+            self._answer(changes, box, left, box.terminated_error())
+        self._answer(changes, box, fresh, box.terminated_error())
         changes.cleared.append(uid)
         box.count = box.bytes = 0
         box.leased, box.repeated = {}, set()
 
-    def _answer(self, changes: Changes, box: Mailbox, page: list[Envelope]) -> None:
+    def _look_for_expired(self) -> None:
+        done = asyncio.get_running_loop().create_future()
+        # When the store has failed it is opened again, and this is looked for then.
+        done.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._controls.append((self._expire, done))
+        if self._turning is None:
+            self._schedule()
+
+    async def _expire(self, changes: Changes) -> None:
+        """Remove what has waited for too long, and answer who sent it."""
+        now = time.time()
+        page, due = await self._store.expired(now, PAGE)
+        for envelope in page:
+            uid, number = envelope.dest, envelope.number
+            box = self._boxes.get(uid)
+            if box is None:
+                changes.settled.append((uid, number))
+                continue
+            if self._may_be_worked_on(box, envelope):
+                changes.expiries.append((uid, number, now + LOOK_AGAIN))
+                continue
+            box.leased.pop(number, None)
+            box.repeated.discard(number)
+            box.count -= 1
+            box.bytes -= envelope.size
+            changes.settled.append((uid, number))
+            self._answer(changes, box, [envelope], MessageExpiredError(box.id))
+        for uid in self._expiry.forgotten(now):
+            self._boxes.pop(uid, None)
+            changes.removed.append(uid)
+        self._expiry.plan(due)
+
+    def _may_be_worked_on(self, box: Mailbox, envelope: Envelope) -> bool:
+        if not envelope.lease and envelope.number not in box.leased:
+            return False  # nobody has had it
+        if box.session is not None:
+            return True
+        since = self._opened_at if box.seen is None else box.seen
+        return time.monotonic() - since < LOOK_AGAIN
+
+    def _answer(
+        self,
+        changes: Changes,
+        box: Mailbox,
+        page: list[Envelope],
+        error: AcademyError,
+    ) -> None:
         for envelope in page:
             source = self._boxes.get(envelope.src)
             if (
@@ -825,7 +885,7 @@ class Broker:
                 and source is not None
                 and not source.record.terminated
             ):
-                self._add(changes, source, _terminated_answer(box, envelope))
+                self._add(changes, source, _error_answer(box, envelope, error))
 
     async def _start_over(
         self, error: Exception, asked: list[asyncio.Future[Any]]
@@ -860,8 +920,8 @@ def _lease_change(uid: bytes, number: int, lease: int) -> Envelope:
     return Envelope(uid, b"", b"", 0, None, 0, number=number, lease=lease)
 
 
-def _terminated_answer(box: Mailbox, request: Envelope) -> Envelope:
-    body = AcademyErrorResponse.of(box.terminated_error())
+def _error_answer(box: Mailbox, request: Envelope, error: AcademyError) -> Envelope:
+    body = AcademyErrorResponse.of(error)
     assert body is not None
     source = entity_id(bool(request.flags & FROM_AGENT), request.src)
     parts = encode_body(Message(box.id, source, request.tag, body))

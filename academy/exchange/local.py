@@ -130,7 +130,7 @@ class LocalExchangeTransport(NoPickleMixin):
             address_flags(message),
             message,
             1,
-            message.lease,
+            message.lease or message.lifetime,
         )
         self._broker.post(self._session, sequence, envelope)
 

@@ -23,6 +23,10 @@ class Limits:
         max_mailbox_bytes: their bytes.
         window_messages: messages on their way to one consumer, not yet received.
         window_bytes: their bytes.
+        message_lifetime: seconds that a message may wait until it is delivered; 0 is
+            for ever.
+        tombstone_lifetime: seconds that a terminated mailbox is remembered; 0 is for
+            ever.
     """
 
     max_message_bytes: int = 100_000_000
@@ -30,6 +34,8 @@ class Limits:
     max_mailbox_bytes: int = 10_000_000_000
     window_messages: int = 4096
     window_bytes: int = 64_000_000
+    message_lifetime: float = 0.0
+    tombstone_lifetime: float = 0.0
 
 
 class Consumer(Protocol):

@@ -17,6 +17,7 @@ from academy.exception import (
     AgentTerminatedError,
     ExchangeClientNotFoundError,
     ExchangeError,
+    MessageExpiredError,
 )
 from academy.exchange.client import ExchangeClient, exchange_context
 from academy.exchange.mailbox_status import MailboxStatus
@@ -207,4 +208,6 @@ def error_in(response: Message, agent_id: AgentId[Any]) -> BaseException:
     if isinstance(error, AgentTerminatedError) and error.uid == agent_id:
         # This id knows the agent's name.
         return AgentTerminatedError(agent_id, error.reason)
+    if isinstance(error, MessageExpiredError) and error.uid == agent_id:
+        return MessageExpiredError(agent_id)
     return error

@@ -14,6 +14,7 @@ from academy.exception import (
     ActionInvalidStateError,
     IncompatibleNetworkProtocolError,
     MailboxTerminatedError,
+    MessageExpiredError,
     PingCancelledError,
     RequestsNotServedError,
 )
@@ -231,6 +232,8 @@ class AcademyErrorResponse:
         """Translate an error that has a code; None for any other."""
         if isinstance(error, MailboxTerminatedError):
             return cls(0, error.uid, error.reason)
+        if isinstance(error, MessageExpiredError):
+            return cls(_EXPIRED, error.uid)
         for code, kind in _ERROR_CODES.items():
             if type(error) is kind:
                 first = error.args[0] if error.args else None
@@ -241,6 +244,8 @@ class AcademyErrorResponse:
         """Return the error that the code stands for."""
         if self.error_code == 0 and self.mailbox_id is not None:
             return MailboxTerminatedError(self.mailbox_id, self.text)
+        if self.error_code == _EXPIRED and self.mailbox_id is not None:
+            return MessageExpiredError(self.mailbox_id)
         if self.error_code == 5:
             return IncompatibleNetworkProtocolError(self.text, MESSAGE_FORMAT)
         kind = _ERROR_CODES.get(self.error_code)
@@ -261,6 +266,7 @@ class AcademyErrorResponse:
         return cls(data[0], box, str(data[18:], "utf-8"))
 
 
+_EXPIRED = 7
 _ERROR_CODES: dict[int, type[Exception]] = {
     1: PingCancelledError,
     2: ActionInvalidStateError,

@@ -219,6 +219,69 @@ async def test_mailboxes_and_sessions_come_back_as_they_were_last(
     assert contents.sessions == {session: 9}
 
 
+def expiring(*items: tuple[int, float], dest: bytes = DEST) -> Changes:
+    added = [message(number, dest=dest) for number, _ in items]
+    return Changes(added=added, expiries=[(dest, n, due) for n, due in items])
+
+
+async def expired(
+    store: Store, now: float, limit: int = 100
+) -> tuple[list[int], float | None]:
+    found, due = await store.expired(now, limit)
+    return sorted(e.number for e in found), due
+
+
+async def test_messages_come_back_when_they_have_expired(store: Store) -> None:
+    assert await expired(store, 1e12) == ([], None)
+    await store.commit(add(message(1, lease=2, flags=FROM_AGENT), message(2)))
+    await store.commit(expiring((3, 1000.25), (4, 2000.5), (5, 1500.0)))
+    await store.commit(expiring((6, 900.0), dest=OTHER))
+    await store.commit(Changes(expiries=[(DEST, 1, 1200.0)]))
+
+    assert await expired(store, 0, 0) == ([], 900.0)
+    assert await expired(store, 899.0) == ([], 900.0)
+    assert (await expired(store, 1200.0))[0] == [1, 3, 6]
+    assert (await store.open()).last_number >= 6
+    found, _ = await store.expired(1e12, 100)
+    by_number = {envelope.number: envelope for envelope in found}
+    assert set(by_number) == {1, 3, 4, 5, 6}
+    assert fields(by_number[1]) == fields(message(1, lease=2, flags=FROM_AGENT))
+    assert by_number[6].dest == OTHER
+
+
+async def test_what_is_settled_or_expires_later_has_not_expired(store: Store) -> None:
+    await store.commit(expiring((1, 10.0), (2, 20.0), (3, 30.0), (4, 15.0)))
+    await store.commit(
+        Changes(settled=[(DEST, 1)], cleared=[OTHER], expiries=[(DEST, 4, 500.0)])
+    )
+
+    assert (await expired(store, 100.0))[0] == [2, 3]
+    await store.commit(Changes(settled=[(DEST, 2), (DEST, 3)]))
+    assert (await expired(store, 100.0))[0] == []
+    assert await expired(store, 100.0) == ([], 500.0)
+    await store.commit(Changes(cleared=[DEST]))
+    await expired(store, 1000.0)
+    assert await expired(store, 1000.0) == ([], None)
+
+
+async def test_what_has_expired_is_read_bit_by_bit(store: Store) -> None:
+    await store.commit(expiring(*((n, float(n)) for n in range(1, 10))))
+    seen: list[int] = []
+    due: float | None = 0.0
+    while due is not None:
+        found, due = await expired(store, 100.0, 4)
+        assert len(found) <= 4
+        seen += found
+        await store.commit(Changes(settled=[(DEST, n) for n in found]))
+    assert seen == list(range(1, 10))
+
+
+async def test_a_removed_mailbox_is_unknown(store: Store) -> None:
+    await store.commit(registered(DEST, OTHER))
+    await store.commit(Changes(removed=[DEST, SRC]))
+    assert [r.uid for r in (await store.open()).mailboxes] == [OTHER]
+
+
 async def test_nothing_to_write_is_fine(store: Store) -> None:
     changes = Changes()
     assert not changes

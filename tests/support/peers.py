@@ -230,5 +230,11 @@ class BrittleStore:
         found = await self.inner.pending(dest, after, limit)
         return [copy.copy(envelope) for envelope in found]
 
+    async def expired(
+        self, now: float, limit: int
+    ) -> tuple[list[Envelope], float | None]:
+        found, due = await self.inner.expired(now, limit)
+        return [copy.copy(envelope) for envelope in found], due
+
     async def close(self) -> None:
         await self.inner.close()

@@ -15,6 +15,7 @@ from academy.exception import (
     AgentTerminatedError,
     IncompatibleNetworkProtocolError,
     MailboxTerminatedError,
+    MessageExpiredError,
     PingCancelledError,
     RequestsNotServedError,
     UserTerminatedError,
@@ -55,6 +56,7 @@ arguments = st.builds(
 )
 coded_errors = st.one_of(
     st.builds(MailboxTerminatedError, entities),
+    st.builds(MessageExpiredError, entities),
     st.builds(ActionCancelledError, st.text(min_size=1)),
     st.builds(ActionInterruptedError, st.text(min_size=1)),
     st.builds(ActionInvalidStateError, st.text(min_size=1)),

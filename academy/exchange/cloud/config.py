@@ -123,6 +123,8 @@ class LimitsConfig(_Section):
     max_message_bytes: int = Field(default=Limits.max_message_bytes, gt=0)
     max_mailbox_messages: int = Field(default=Limits.max_mailbox_messages, gt=0)
     max_mailbox_bytes: int = Field(default=Limits.max_mailbox_bytes, gt=0)
+    message_lifetime: float = Field(default=Limits.message_lifetime, ge=0)
+    tombstone_lifetime: float = Field(default=Limits.tombstone_lifetime, ge=0)
 
     def broker_limits(self) -> Limits:
         """Return the limits in the broker's words."""

@@ -581,7 +581,7 @@ class Link:
             protocol.SEND,
             address_flags(message) | (protocol.AWAITED if stored else 0),
             self._outbox.last_sequence + 1,
-            message.lease,
+            message.lease or message.lifetime,
             message.dest.uid.bytes,
             message.src.uid.bytes,
             message.tag,

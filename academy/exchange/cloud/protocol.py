@@ -23,6 +23,9 @@ NEWS     server     JSON: where owners of watched mailboxes are, by uid
 CONFIRM and RECEIPT leave with other records, or alone a few milliseconds later: for
 themselves, they would wake the far side as often again as messages do.
 
+`answers` is, of a response, the number of the request that it settles, and of a
+request, how many milliseconds it may wait until it is delivered (0: for ever).
+
 Sequence numbers count the messages of one session (a process's connection and the
 connections that replace it), so that what is sent again is recognised.
 """

@@ -27,7 +27,9 @@ class Envelope:
         payload: bytes of a body (or, in the local exchange, the message itself).
         size: bytes that count against limits.
         number: place in the exchange's order, given when the message is stored.
-        answers: of a response, the number of the request that it settles.
+        answers: of a response, the number of the request that it settles; of a
+            request, how many milliseconds it may wait until it is delivered (0: for
+            ever).
         lease: epoch of the first incarnation it was delivered to; 0 before that.
     """
 
@@ -111,6 +113,10 @@ class Changes:
     """Mailboxes whose messages go, all of them."""
     sessions: dict[bytes, int] = field(default_factory=dict)
     """Last message taken from each session."""
+    expiries: list[tuple[bytes, int, float]] = field(default_factory=list)
+    """(mailbox, number, when) of messages that expire, in seconds since 1970."""
+    removed: list[bytes] = field(default_factory=list)
+    """Mailboxes that are forgotten."""
 
     def __bool__(self) -> bool:
         return bool(
@@ -120,6 +126,8 @@ class Changes:
             or self.mailboxes
             or self.leased
             or self.cleared
+            or self.expiries
+            or self.removed
         )
 
 
@@ -160,6 +168,22 @@ class Store(Protocol):
 
     async def pending(self, dest: bytes, after: int, limit: int) -> list[Envelope]:
         """Return up to `limit` messages of a mailbox numbered above `after`."""
+
+    async def expired(
+        self, now: float, limit: int
+    ) -> tuple[list[Envelope], float | None]:
+        """Return messages that have expired by `now`, and when the next one will.
+
+        Args:
+            now: in seconds since 1970.
+            limit: how many messages to look at; those that are stored no more do not
+                come back.
+
+        Returns:
+            Some of those that have expired, and a time before which no other message
+            expires, or None if none will. Messages come back each time, until they
+            are settled or expire later.
+        """
 
     async def close(self) -> None:
         """Release files and connections. May be called twice."""

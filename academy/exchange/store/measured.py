@@ -88,6 +88,14 @@ class MeasuredStore:
         self.reading.add(begun)
         return page
 
+    async def expired(
+        self, now: float, limit: int
+    ) -> tuple[list[Envelope], float | None]:
+        begun = perf_counter()
+        found = await self._store.expired(now, limit)
+        self.reading.add(begun)
+        return found
+
     async def close(self) -> None:
         await self._store.close()
 

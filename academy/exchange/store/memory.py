@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+
 from academy.exchange.store import Changes, Contents, Envelope, MailboxRecord
 
 
@@ -13,6 +15,8 @@ class MemoryStore:
         self._messages: dict[bytes, dict[int, Envelope]] = {}
         self._sessions: dict[bytes, int] = {}
         self._last_number = 0
+        self._expiries: dict[tuple[bytes, int], float] = {}
+        self._by_expiry: list[tuple[float, bytes, int]] = []
 
     async def open(self) -> Contents:
         waiting = {
@@ -43,6 +47,11 @@ class MemoryStore:
                 box.pop(number, None)
         for uid in changes.cleared:
             messages.pop(uid, None)
+        for uid, number, due in changes.expiries:
+            self._expiries[uid, number] = due
+            heapq.heappush(self._by_expiry, (due, uid, number))
+        for uid in changes.removed:
+            self._mailboxes.pop(uid, None)
 
     async def pending(self, dest: bytes, after: int, limit: int) -> list[Envelope]:
         found: list[Envelope] = []
@@ -52,6 +61,26 @@ class MemoryStore:
                 if len(found) == limit:
                     break
         return found
+
+    async def expired(
+        self, now: float, limit: int
+    ) -> tuple[list[Envelope], float | None]:
+        queue = self._by_expiry
+        found: list[Envelope] = []
+        looked_at: list[tuple[float, bytes, int]] = []
+        while queue and queue[0][0] <= now and len(looked_at) < limit:
+            due, uid, number = heapq.heappop(queue)
+            envelope = self._messages.get(uid, {}).get(number)
+            if self._expiries.get((uid, number)) != due:
+                continue  # it expires later
+            if envelope is None:
+                del self._expiries[uid, number]
+                continue
+            found.append(envelope)
+            looked_at.append((due, uid, number))
+        for item in looked_at:
+            heapq.heappush(queue, item)
+        return found, queue[0][0] if queue else None
 
     async def close(self) -> None:
         pass

@@ -141,6 +141,14 @@ class RedisStore:
         rows = await self._run(scripts.PENDING, dest, after, limit)
         return [_envelope(dest, *row) for row in rows]
 
+    async def expired(
+        self, now: float, limit: int
+    ) -> tuple[list[Envelope], float | None]:
+        if self._closed:
+            raise self._closed_error()
+        rows, due = await self._run(scripts.EXPIRED, repr(now), limit)
+        return [_envelope(*row) for row in rows], float(due) if due else None
+
     async def close(self) -> None:
         # The connections are the server's, which other namespaces use as well.
         self._closed = True
@@ -195,6 +203,10 @@ def _operations(changes: Changes) -> Iterator[Operation]:
         yield "q", uid, sequence
     for uid in changes.cleared:
         yield "c", uid
+    for uid, number, due in changes.expiries:
+        yield "e", uid, number, repr(due)
+    for uid in changes.removed:
+        yield "x", uid
 
 
 def _envelope(

@@ -19,6 +19,7 @@ P:sessions      hash     uid -> last message taken
 P:boxes         set      uids of those that are not empty
 P:box:UID       stream   NUMBER-0 -> h: header, p: payload; none when empty
 P:leases:UID    hash     number -> lease, of messages whose lease has changed
+P:expires       zset     UID/NUMBER -> when the message expires
 P:journal       list     steps of a commit that is too large for one script
 P:lease         string   who owns the namespace; ends by itself
 ==============  =======  ===========================================================
@@ -72,6 +73,12 @@ local function apply(ops, at)
     elseif op == 'l' then
       redis.call('hset', leases, ops[at + 2], ops[at + 3])
       at = at + 4
+    elseif op == 'e' then
+      redis.call('zadd', prefix .. 'expires', ops[at + 3], uid .. '/' .. ops[at + 2])
+      at = at + 4
+    elseif op == 'x' then
+      redis.call('hdel', prefix .. 'mailboxes', uid)
+      at = at + 2
     elseif op == 'm' then
       redis.call('hset', prefix .. 'mailboxes', uid, ops[at + 2])
       at = at + 3
@@ -214,6 +221,29 @@ return found
 """
 )
 """token, uid, number after which to begin, how many: number, header, payload, lease."""
+
+EXPIRED = (
+    _PREFIX
+    + _CHECK
+    + """
+local expires, found = prefix .. 'expires', {}
+local due = redis.call(
+  'zrangebyscore', expires, '-inf', ARGV[2], 'limit', 0, ARGV[3])
+for _, member in ipairs(due) do
+  local uid, number = string.match(member, '^(.*)/(%d+)$')
+  local entry = redis.call('xrange', prefix .. 'box:' .. uid, number, number)[1]
+  if entry then
+    local lease = redis.call('hget', prefix .. 'leases:' .. uid, number)
+    found[#found + 1] = {uid, number, entry[2][2], entry[2][4], lease or ''}
+  else
+    redis.call('zrem', expires, member)
+  end
+end
+local first = redis.call('zrange', expires, 0, 0, 'withscores')
+return {found, first[2] or ''}
+"""
+)
+"""token, when, how many: messages as of `PENDING`, when the next one expires."""
 
 TAKE = (
     _PREFIX

@@ -42,6 +42,10 @@ create table if not exists message(
     primary key(dest, number)
 ) without rowid;
 create table if not exists session(uid blob primary key, sequence int) without rowid;
+create table if not exists expiry(
+    dest blob, number int, due real, primary key(dest, number)
+) without rowid;
+create index if not exists expiry_due on expiry(due);
 """
 _UPGRADES = {
     1: "alter table mailbox add column reason text",
@@ -51,6 +55,8 @@ _UPGRADES = {
 _PUT_MAILBOX = "insert or replace into mailbox values(?,?,?,?,?,?,?,?,?,?)"
 _PUT_MESSAGE = "insert into message values(?,?,?,?,?,?,?)"
 _PUT_SESSION = "insert or replace into session values(?,?)"
+_PUT_EXPIRY = "insert or replace into expiry values(?,?,?)"
+_REMOVE = "delete from mailbox where uid=?"
 _LEASE = "update message set lease=? where dest=? and number=?"
 _SETTLE = "delete from message where dest=? and number=?"
 _CLEAR = "delete from message where dest=?"
@@ -58,6 +64,16 @@ _PENDING = (
     "select number, src, tag, flags, lease, payload from message "
     "where dest=? and number>? order by number limit ?"
 )
+# Most messages are settled before they expire. Of those nothing is left but a row here.
+_SETTLED_MEANWHILE = (
+    "delete from expiry where due<=? and not exists(select 1 from message as m "
+    "where m.dest=expiry.dest and m.number=expiry.number)"
+)
+_EXPIRED = (
+    "select dest, number, src, tag, flags, lease, payload "
+    "from expiry join message using(dest, number) where due<=? order by due limit ?"
+)
+_NEXT_EXPIRY = "select min(due) from expiry"
 _CHECKPOINT = "pragma wal_checkpoint(passive)"
 _WAITING = "select dest, count(*), sum(length(payload)) from message group by dest"
 
@@ -174,6 +190,10 @@ class SqliteStore:
                 db.execute(_CLEAR, (uid,))
             if changes.sessions:
                 db.executemany(_PUT_SESSION, changes.sessions.items())
+            if changes.expiries:
+                db.executemany(_PUT_EXPIRY, changes.expiries)
+            for uid in changes.removed:
+                db.execute(_REMOVE, (uid,))
             db.execute("commit")
         except Exception as error:
             if db.in_transaction:
@@ -189,6 +209,23 @@ class SqliteStore:
             Envelope(dest, src, tag, flags, payload, len(payload), 0, number, lease)
             for number, src, tag, flags, lease, payload in rows
         ]
+
+    async def expired(
+        self, now: float, limit: int
+    ) -> tuple[list[Envelope], float | None]:
+        db = self._open_db()
+        try:
+            if limit:
+                db.execute(_SETTLED_MEANWHILE, (now,))
+            rows = db.execute(_EXPIRED, (now, limit)).fetchall()
+            (due,) = db.execute(_NEXT_EXPIRY).fetchone()
+        except sqlite3.Error as error:
+            raise self._failure("read", error) from error
+        found = [
+            Envelope(dest, src, tag, flags, payload, len(payload), 0, number, lease)
+            for dest, number, src, tag, flags, lease, payload in rows
+        ]
+        return found, due
 
     def _start_checkpoint(self) -> None:
         if self._log.stat().st_size < CHECKPOINT_BYTES:
