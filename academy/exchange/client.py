@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from academy.exception import ExchangeError
 from academy.exchange.client_config import ExchangeClientConfig
 from academy.exchange.mailbox_status import MailboxStatus
+from academy.exchange.watches import Watches
 from academy.message import (
     AcademyErrorResponse,
     Body,
@@ -58,6 +59,7 @@ class ExchangeClient(NoPickleMixin):
         config: ExchangeClientConfig | None = None,
     ) -> None:
         self._transport = transport
+        self._watches = Watches(transport)
         self.config = config or ExchangeClientConfig()
         # A tag is 8 random bytes of the client and a count: unique without a uuid.
         self._tag_prefix = os.urandom(8)
@@ -192,10 +194,14 @@ class ExchangeClient(NoPickleMixin):
         """Return the state of a mailbox."""
         status = await self._transport.status(uid)
         if status is MailboxStatus.ACTIVE:
-            silent = await self._transport.heartbeat_status(uid)
+            silent = await self.silence(uid)
             if silent is not None and silent > self.config.stale_after:
                 return MailboxStatus.INACTIVE
         return status
+
+    async def silence(self, uid: EntityId) -> float | None:
+        """Return the seconds since an entity's last sign of life; None if never."""
+        return await self._transport.heartbeat_status(uid)
 
     async def terminate(self, uid: EntityId, reason: str = "") -> None:
         """Terminate a mailbox for good; unknown ids are ignored.
@@ -217,11 +223,13 @@ class ExchangeClient(NoPickleMixin):
                 has been told of all of them when this returns, and is told of them
                 again after a lost connection.
         """
-        await self._transport.watch(uids, callback)
+        await self._watches.watch(uids, callback)
 
-    async def unwatch(self, uids: Collection[EntityId]) -> None:
-        """Watch these no more."""
-        await self._transport.unwatch(uids)
+    async def unwatch(
+        self, uids: Collection[EntityId], callback: PresenceCallback
+    ) -> None:
+        """Tell a callback no more about these; others are told as before."""
+        await self._watches.unwatch(uids, callback)
 
     async def retire(self, reason: str = "") -> None:
         """Terminate this client's own mailbox.

@@ -35,7 +35,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEFAULT_POLLING_INTERVAL = 60.0
-"""Two heartbeats of an exchange client: looking more often shows nothing new."""
 
 
 class Handle(Generic[AgentT_co]):
@@ -53,9 +52,10 @@ class Handle(Generic[AgentT_co]):
         request_serializer: how arguments are encoded (`default_serializer` if None).
         result_serializer: how the result is wanted (as the arguments if None).
         exception_serializer: how exceptions are wanted (as the result if None).
-        polling_interval: seconds between two looks at the agent's heartbeats
-            during a call, with `reject_on_inactive`.
-        reject_on_inactive: fail the actions of an agent that missed its heartbeats.
+        polling_interval: has no effect: the exchange tells when an agent goes (and
+            one of protocol v1 is asked once per heartbeat interval).
+        reject_on_inactive: fail the actions of an agent that missed its heartbeats: its
+            connection has been gone for longer than `config.stale_after` of the client.
         timeout: seconds that a call may take, or of a stream the wait for each item;
             None is the default of the exchange client's configuration.
 

@@ -20,8 +20,8 @@ from academy.exception import (
     MessageExpiredError,
 )
 from academy.exchange.client import ExchangeClient, exchange_context
-from academy.exchange.mailbox_status import MailboxStatus
 from academy.handle.timeouts import chosen, timed
+from academy.handle.vigil import Vigil, attended
 from academy.message import (
     AcademyErrorResponse,
     ActionRequest,
@@ -41,7 +41,7 @@ from academy.serialize import (
 
 if TYPE_CHECKING:
     from academy.handle import Handle
-    from academy.identifier import AgentId, EntityId
+    from academy.identifier import AgentId
 
 
 def client_for(handle: Handle[Any]) -> ExchangeClient:
@@ -59,31 +59,30 @@ def client_for(handle: Handle[Any]) -> ExchangeClient:
 
 
 async def call(
-    handle: Handle[Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    handle: Handle[Any],
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    vigil: Vigil | None = None,
 ) -> Any:
     """Run an action and return its result, or raise what it raised."""
     client = client_for(handle)
     agent_id = handle.agent_id
+    if handle._reject_on_inactive and vigil is None:
+        async with attended(client, agent_id) as vigil:
+            return await call(handle, name, args, kwargs, vigil)
     seconds = chosen(handle._timeout, client.config.call_timeout)
     request = new_request(client, handle, ActionRequest, name, args, kwargs, seconds)
-    watched = handle._reject_on_inactive
-    if watched:
-        await check_active(client, agent_id)
     future = post(client.request, request)
+    if vigil is not None:
+        vigil.guard(future)
     try:
-        if watched:
-            response = await timed(
-                _watched(client, agent_id, future, handle._polling_interval),
-                seconds,
-                agent_id,
-                name,
-            )
-        elif seconds is None:
+        if seconds is None:
             response = await future
         else:
             response = await timed(future, seconds, agent_id, name)
-    except BaseException:
-        if not future.done() or future.cancelled():
+    except BaseException as error:
+        if not future.done() or future.cancelled() or is_inactive(error):
             give_up(client, request)
         raise
     body = response.get_body()
@@ -174,21 +173,9 @@ async def shutdown(handle: Handle[Any], terminate: bool | None) -> None:
     await client.send(client.new_message(handle.agent_id, ShutdownRequest(terminate)))
 
 
-async def check_active(client: ExchangeClient, agent_id: EntityId) -> None:
-    """Refuse an agent that has missed its heartbeats."""
-    if await client.status(agent_id) is MailboxStatus.INACTIVE:
-        raise AgentInactiveError(agent_id)
-
-
-async def _watched(
-    client: ExchangeClient,
-    agent_id: AgentId[Any],
-    future: asyncio.Future[Message],
-    interval: float,
-) -> Message:
-    while not (await asyncio.wait((future,), timeout=interval))[0]:
-        await check_active(client, agent_id)
-    return future.result()
+def is_inactive(error: BaseException | None) -> bool:
+    """Whether a call has failed here, while its agent may still get the request."""
+    return isinstance(error, AgentInactiveError)
 
 
 def give_up(client: ExchangeClient, request: Message) -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from academy.exception import ExchangeError
 from academy.handle.calls import (
-    check_active,
     client_for,
     error_in,
     give_up,
+    is_inactive,
     new_request,
     post,
 )
 from academy.handle.timeouts import chosen, timed
+from academy.handle.vigil import attended
 from academy.message import (
     STREAM_BYTES,
     STREAM_ITEMS,
@@ -43,12 +44,17 @@ async def iterate(
     client = client_for(handle)
     seconds = chosen(handle._timeout, client.config.call_timeout)
     request = new_request(client, handle, StreamRequest, name, args, kwargs, seconds)
-    if handle._reject_on_inactive:
-        await check_active(client, request.dest)
-    inlet = Inlet(client, request)
-    future = post(client.request_stream, request, inlet.take)
-    future.add_done_callback(inlet.wake)
-    try:
+    async with AsyncExitStack() as stack:
+        vigil = None
+        if handle._reject_on_inactive:
+            watch = attended(client, handle.agent_id)
+            vigil = await stack.enter_async_context(watch)
+        inlet = Inlet(client, request)
+        future = post(client.request_stream, request, inlet.take)
+        stack.callback(inlet.end, future)
+        if vigil is not None:
+            vigil.guard(future)
+        future.add_done_callback(inlet.wake)
         while True:
             if (item := inlet.next_item()) is not None:
                 yield item.value.load()
@@ -59,11 +65,6 @@ async def iterate(
             else:
                 await timed(inlet.woken(), seconds, handle.agent_id, name)
         response = future.result()
-    finally:
-        inlet.close()
-        client.forget(request)
-        if not future.done():
-            give_up(client, request)
     body = response.get_body()
     if type(body) is not StreamEnd:
         raise error_in(response, handle.agent_id)
@@ -171,7 +172,11 @@ class Inlet:
         self._retry = None
         self._grant()
 
-    def close(self) -> None:
-        """Grant no more."""
+    def end(self, future: asyncio.Future[Message]) -> None:
+        """Take no more; an agent that has not ended the stream itself is told."""
         if self._retry is not None:
             self._retry.cancel()
+        self._client.forget(self._request)
+        ended = future.done() and not future.cancelled()
+        if not ended or is_inactive(future.exception()):
+            give_up(self._client, self._request)

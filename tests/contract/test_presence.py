@@ -6,13 +6,19 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
 from typing import Any, TypeAlias
 
 import pytest
 
-from academy.exception import AgentTerminatedError
+from academy.exception import (
+    AgentInactiveError,
+    AgentTerminatedError,
+    ExchangeError,
+)
 from academy.exchange import (
     AgentRegistration,
+    ExchangeClientConfig,
     ExchangeFactory,
     LocalExchangeFactory,
     UserExchangeClient,
@@ -21,6 +27,7 @@ from academy.exchange.cloud import spawn_http_exchange
 from academy.exchange.presence import Presence, PresenceState
 from academy.handle import Handle
 from academy.identifier import AgentId
+from academy.message import ActionRequest, SuccessResponse
 from tests.support.agents import Adder
 from tests.support.watcher import Watcher
 
@@ -152,7 +159,7 @@ async def test_a_mailbox_that_is_not_watched_any_more_is_not_told(
     one, other = await user.register_agents([(Adder, None)] * 2)
     watcher = Watcher()
     await user.watch([one.agent_id, other.agent_id], watcher)
-    await user.unwatch([one.agent_id])
+    await user.unwatch([one.agent_id], watcher)
     agents = [await factory.connect(one), await factory.connect(other)]
     await watcher.until(other.agent_id, ATTACHED)
     assert watcher.states(one.agent_id) == [REGISTERED]
@@ -176,6 +183,88 @@ async def test_two_watchers_of_one_program_are_told_each(
     await agent.close()
     await mine.until(registration.agent_id, DETACHED)
     assert yours.states(registration.agent_id)[-1] is ATTACHED
+
+
+async def test_two_watchers_of_one_client_are_told_each(
+    factory: ExchangeFactory,
+    user: UserExchangeClient,
+    registration: AgentRegistration[Any],
+) -> None:
+    one, other = Watcher(), Watcher()
+    await user.watch([registration.agent_id], one)
+    await user.watch([registration.agent_id], other)
+    assert other.states(registration.agent_id) == [REGISTERED]
+    agent = await factory.connect(registration)
+    await one.until(registration.agent_id, ATTACHED)
+    await other.until(registration.agent_id, ATTACHED)
+    await user.unwatch([registration.agent_id], other)
+    await agent.close()
+    await one.until(registration.agent_id, DETACHED)
+    assert other.states(registration.agent_id) == [REGISTERED, ATTACHED]
+    await user.unwatch([registration.agent_id], one)
+    later = Watcher()  # nobody watches: what was told last is not taken for true
+    agent = await factory.connect(registration)
+    await user.watch([registration.agent_id], later)
+    assert later.states(registration.agent_id) == [ATTACHED]
+    await agent.close()
+
+
+@pytest.fixture
+async def impatient(factory: ExchangeFactory) -> AsyncIterator[UserExchangeClient]:
+    """A user to whom others are inactive soon."""
+    transport = await factory.connect(name="impatient")
+    config = ExchangeClientConfig(heartbeat_interval=0.1, stale_heartbeat_threshold=1)
+    async with UserExchangeClient(transport, config) as client:
+        transport.start(client)
+        yield client
+
+
+async def test_calls_share_a_watch_and_fail_when_their_agent_stays_away(
+    factory: ExchangeFactory,
+    impatient: UserExchangeClient,
+    registration: AgentRegistration[Any],
+) -> None:
+    user = impatient
+    manager = Watcher()
+    await user.watch([registration.agent_id], manager)
+    agent = await factory.connect(registration)
+    await manager.until(registration.agent_id, ATTACHED)
+    handle: Handle[Any] = Handle(
+        registration.agent_id,
+        exchange=user,
+        ignore_context=True,
+        reject_on_inactive=True,
+    )
+    calls = [asyncio.create_task(handle.action("add", n, n)) for n in range(20)]
+    items = asyncio.create_task(anext(handle.action("items")))
+    async with asyncio.timeout(30), aclosing(agent.listen()) as requests:
+        for _ in range(21):
+            await anext(requests)
+    watchers = user._watches._watchers[registration.agent_id]
+    assert len(watchers) == 2
+
+    await agent.close()
+    async with asyncio.timeout(30):
+        outcomes = await asyncio.gather(*calls, items, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {AgentInactiveError}
+    assert watchers == [manager]
+    with pytest.raises(AgentInactiveError, match="adder"):
+        await handle.action("add", 1, 1)
+    assert not user._pending
+    assert not user._streams
+
+    agent = await factory.connect(registration)
+    call = asyncio.create_task(handle.action("add", 3, 4))
+    async with asyncio.timeout(30), aclosing(agent.listen()) as requests:
+        async for request in requests:
+            body = request.get_body()
+            if isinstance(body, ActionRequest) and body.get_args() == (3, 4):
+                agent.post(request.create_response(SuccessResponse()))
+                break
+    with pytest.raises(ExchangeError, match="not an answer"):
+        await call
+    assert watchers == [manager]
+    await agent.close()
 
 
 async def test_many_that_are_watched_together_are_told_together(

@@ -10,8 +10,14 @@ from typing import Any
 
 import pytest
 
-from academy.exception import ActionInterruptedError
-from academy.exchange import AgentRegistration, HttpExchangeFactory, UserExchangeClient
+from academy.exception import ActionInterruptedError, AgentInactiveError
+from academy.exchange import (
+    AgentRegistration,
+    ExchangeClientConfig,
+    HttpExchangeFactory,
+    MailboxStatus,
+    UserExchangeClient,
+)
 from academy.handle import Handle
 from tests.support.recording_agent import AgentProcess, RecordingAgent, runs
 from tests.support.server import ExchangeServer
@@ -57,6 +63,36 @@ def process(
 def handle_of(client: UserExchangeClient, registration: AgentRegistration[Any]) -> Any:
     """Return a handle as a program of its own would have it."""
     return Handle(registration.agent_id, exchange=client, ignore_context=True)
+
+
+async def test_a_call_fails_when_its_agent_is_killed_and_inactive_agents_matter(
+    exchange: ExchangeServer,
+    registration: AgentRegistration[Any],
+    process: AgentProcess,
+) -> None:
+    config = ExchangeClientConfig(heartbeat_interval=1, stale_heartbeat_threshold=0.3)
+    factory = exchange.factory(config=config, additional_headers={"X-Name": "own"})
+    async with await factory.create_user_client() as client, asyncio.timeout(60):
+        handle: Handle[Any] = Handle(
+            registration.agent_id,
+            exchange=client,
+            ignore_context=True,
+            reject_on_inactive=True,
+        )
+        pid = await handle.pid()  # one that was never there is waited for
+        calls = [asyncio.ensure_future(handle.hang(number)) for number in range(3)]
+        while len(runs(process.record)) < len(calls):
+            await handle.pid()
+        process.kill()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [AgentInactiveError] * 3
+        with pytest.raises(AgentInactiveError):
+            await handle.pid()
+
+        process.start()
+        while await handle.agent_status() is MailboxStatus.INACTIVE:
+            await asyncio.sleep(0.05)
+        assert await handle.pid() != pid
 
 
 async def make_calls(handle: Any, action: str, sender: int, done: Steps) -> list[Any]:

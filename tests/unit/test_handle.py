@@ -552,7 +552,7 @@ async def test_a_call_of_an_inactive_agent_is_rejected_when_wanted() -> None:
 
 
 async def test_a_pending_call_is_rejected_once_the_agent_is_inactive() -> None:
-    async with mailbox(FAST, reject_on_inactive=True, polling_interval=0.01) as box:
+    async with mailbox(FAST, reject_on_inactive=True) as box:
         call = asked(box.handle, "add", 1)
         await box.take(ActionRequest)
         await box.client.close()
@@ -562,7 +562,7 @@ async def test_a_pending_call_is_rejected_once_the_agent_is_inactive() -> None:
 
 
 async def test_an_active_agent_is_waited_for() -> None:
-    async with mailbox(reject_on_inactive=True, polling_interval=0.001) as box:
+    async with mailbox(reject_on_inactive=True) as box:
         call = asked(box.handle, "add", 1)
         await box.take(ActionRequest)
         await asyncio.sleep(0.01)
