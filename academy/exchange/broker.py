@@ -843,12 +843,12 @@ class Broker:
         """Remove what has waited for too long, and answer who sent it."""
         now = time.time()
         page, due = await self._store.expired(now, PAGE)
+        received = set(changes.settled)  # in this turn
         for envelope in page:
             uid, number = envelope.dest, envelope.number
-            box = self._boxes.get(uid)
-            if box is None:
-                changes.settled.append((uid, number))
+            if (uid, number) in received:
                 continue
+            box = self._boxes[uid]
             if self._may_be_worked_on(box, envelope):
                 changes.expiries.append((uid, number, now + LOOK_AGAIN))
                 continue

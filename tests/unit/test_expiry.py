@@ -156,6 +156,23 @@ async def test_any_message_expires_where_the_exchange_says_so(
     await broker.close()
 
 
+async def test_what_is_received_in_the_turn_in_which_it_expires_counts_once(
+    broker: Broker,
+) -> None:
+    broker.limits = Limits(message_lifetime=1e-6)
+    alice, old = await peer(broker), await peer(broker, attached=False)
+    old.session = broker.connect(old.session_uid, old, pops=True)
+    await old.attach()
+    alice.one_way(old.uid, bytes(16))
+    alice.one_way(old.uid, bytes(16))
+    await broker.settle()
+    old.acknowledge()
+    broker._look_for_expired()
+    await broker.settle()
+    box = broker._boxes[old.uid]
+    assert (box.count, box.bytes) == (1, 1)
+
+
 async def test_what_expires_is_known_after_a_restart_and_when_the_store_has_failed(
     broker: Broker, store: BrittleStore
 ) -> None:
