@@ -52,6 +52,7 @@ class ExchangeServer:
 
     Attributes:
         environment: what it gets in addition to the environment of the test.
+        module: what is run.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class ExchangeServer:
                 continue
             lines.append(f"[{name}]")
             lines += [f"{key} = {json.dumps(value)}" for key, value in section.items()]
+        self.module = "academy.exchange.cloud"
         self.environment = {"ACADEMY_HOME": str(self.home)}
         self.config_file.write_text("\n".join(lines))
         self.process: subprocess.Popen[str] | None = None
@@ -116,7 +118,7 @@ class ExchangeServer:
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "academy.exchange.cloud"),
+                    *(sys.executable, "-m", self.module),
                     *("--config", str(self.config_file), *arguments),
                 ],
                 stdin=subprocess.PIPE,
