@@ -665,6 +665,20 @@ async def test_a_client_that_vanishes_disturbs_nobody(
     assert await ping(user)
 
 
+async def test_a_client_that_vanishes_while_it_pings_is_no_error(
+    own: ExchangeServer,
+) -> None:
+    for _ in range(3):
+        async with RawClient(own.url, own.authority.user_token("eve")) as client:
+            transport = client.ws._response.connection.transport  # type: ignore[union-attr]
+            for _ in range(200):
+                await client.ws.ping()
+            transport.abort()  # type: ignore[union-attr]
+    async with await own.factory().create_user_client() as client:
+        assert await ping(client)
+    assert "Traceback" not in own.log.read_text()
+
+
 @pytest.mark.parametrize(
     ("headers", "error", "words"),
     [

@@ -102,6 +102,8 @@ class Connection:
         except ProtocolError as error:
             logger.warning("closed the connection of %s: %s", self._user.subject, error)
             await self.close(WSCloseCode.PROTOCOL_ERROR, str(error))
+        except ConnectionError:
+            pass  # the client has gone while it was answered
         except StorageError as error:
             logger.warning("sent %s away for now: %s", self._user.subject, error)
             await self.close(WSCloseCode.SERVICE_RESTART, str(error))
