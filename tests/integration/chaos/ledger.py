@@ -40,6 +40,16 @@ def is_idempotent(number: int) -> bool:
     return number % 3 == 0
 
 
+def is_stream(number: int) -> bool:
+    return number % 20 in (6, 13)
+
+
+def name_of(number: int) -> str:
+    """Return which action a call asks for."""
+    name = "again" if is_idempotent(number) else "once"
+    return f"stream_{name}" if is_stream(number) else name
+
+
 def reply(sender: int, number: int, blob: bytes) -> tuple[int, int, int]:
     """Return what an agent makes of a call, so that a wrong answer is known as such."""
     return sender, number, zlib.crc32(blob)

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import sys
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,17 @@ from academy.exception import ActionInterruptedError
 from academy.exchange import AgentRegistration, HttpExchangeFactory, UserExchangeClient
 from academy.handle import Handle
 from academy.runtime import Runtime
-from tests.integration.chaos.ledger import INTERRUPTED, OK, Pen, is_idempotent, reply
+from tests.integration.chaos.ledger import (
+    INTERRUPTED,
+    OK,
+    Pen,
+    is_stream,
+    name_of,
+    reply,
+)
 
+ITEMS = 100
+"""What a stream yields; three times what may be on its way."""
 SIZES = [0] * 20 + [100] * 10 + [5_000] * 3 + [100_000]
 
 
@@ -36,6 +46,21 @@ class Scribe(Agent):
     @action(idempotent=True)
     async def again(self, sender: int, number: int, blob: bytes) -> Any:
         return await self.once(sender, number, blob)
+
+    @action
+    async def stream_once(
+        self, sender: int, number: int, blob: bytes
+    ) -> AsyncIterator[Any]:
+        self._pen.write(self._incarnation, sender, number)
+        for item in range(ITEMS):
+            yield item, reply(sender, number, blob)
+
+    @action(idempotent=True)
+    async def stream_again(
+        self, sender: int, number: int, blob: bytes
+    ) -> AsyncIterator[Any]:
+        async for item in self.stream_once(sender, number, blob):
+            yield item
 
 
 @dataclass
@@ -98,13 +123,21 @@ class CallerJob:
         self, handle: Handle[Any], agent: int, number: int, size: int
     ) -> None:
         blob = random.Random(number).randbytes(size)
-        name = "again" if is_idempotent(number) else "once"
+        ask = handle.action(name_of(number), self.sender, number, blob)
+        expected: Any = reply(self.sender, number, blob)
+        items: list[Any] = []
         try:
-            answer = await handle.action(name, self.sender, number, blob)
-            right = answer == reply(self.sender, number, blob)
-            outcome = OK if right else f"a wrong answer: {answer!r}"
+            if is_stream(number):
+                expected = [(item, expected) for item in range(ITEMS)]
+                async for item in ask:
+                    items.append(item)
+                answer: Any = items
+            else:
+                answer = await ask
+            outcome = OK if answer == expected else f"a wrong answer: {answer!r}"
         except ActionInterruptedError:
-            outcome = INTERRUPTED
+            right = items == list(expected)[: len(items)]
+            outcome = INTERRUPTED if right else f"wrong items: {items!r}"
         except Exception as error:
             outcome = f"an error: {error!r}".replace("\n", " ")
         self._pen.write("ended", agent, number, outcome)

@@ -10,6 +10,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,7 +24,6 @@ from tests.support.disk import SmallDisk
 from tests.support.server import ExchangeServer
 
 CALLS = 10_000
-SEEDS = [int(seed) for seed in os.environ.get("CHAOS_SEEDS", "1 2").split()]
 MORE = range(1000, 1050)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
@@ -32,17 +32,27 @@ Make: TypeAlias = Callable[[Path, random.Random], Any]
 
 
 @contextmanager
-def one_server_over_sqlite(folder: Path, dice: random.Random) -> Iterator[Site]:
+def one_server_over_sqlite(
+    folder: Path, dice: random.Random, *, tls: bool = False
+) -> Iterator[Site]:
     with SmallDisk(folder / "disk") as disk:
         clock = Clock(folder / "clock")
         backend = {"path": str(disk.path / "exchange.db")}
-        server = ExchangeServer(folder, backend=backend)
+        server = ExchangeServer(folder, tls=tls, backend=backend)
         server.environment |= clock.environment()
         with server:
             yield Site([server], dice, disk=disk, clock=clock)
 
 
-SITES: dict[str, Make] = {"sqlite": one_server_over_sqlite}
+SITES: dict[str, Make] = {
+    "sqlite": one_server_over_sqlite,
+    "tls": partial(one_server_over_sqlite, tls=True),
+}
+
+
+SEEDS = [int(seed) for seed in os.environ.get("CHAOS_SEEDS", "").split()]
+RUNS = [(site, seed) for site in SITES for seed in SEEDS]
+RUNS = RUNS or [(site, seed) for seed, site in enumerate(SITES, 1)]
 
 
 async def weather(make: Make, folder: Path, seed: int) -> None:
@@ -66,8 +76,7 @@ def _show_logs(folder: Path) -> None:
         print(f"--- {log.name}", log.read_text()[-5000:], sep="\n")
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize(("site", "seed"), RUNS)
 async def test_nothing_is_lost_doubled_or_reordered(
     tmp_path: Path, site: str, seed: int
 ) -> None:
