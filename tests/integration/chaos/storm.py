@@ -22,7 +22,7 @@ from tests.support.tcp_proxy import TcpProxy
 AGENTS = 3
 CALLERS = 4
 OUTSTANDING = 32
-PATIENCE = 100.0
+PATIENCE = 300.0
 """Seconds that a storm may take."""
 WIRE = {"heartbeat": 1.0, "request_timeout_s": 2.0, "retries": 6}
 

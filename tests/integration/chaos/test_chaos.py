@@ -26,7 +26,7 @@ from tests.support.server import ExchangeServer
 CALLS = 10_000
 MORE = range(1000, 1050)
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 Make: TypeAlias = Callable[[Path, random.Random], Any]
 
