@@ -33,6 +33,7 @@ from academy.exchange import (
     MailboxStatus,
 )
 from academy.exchange.cloud.globus import GlobusAgentRegistration
+from academy.exchange.cloud.globus_login import tokens_file
 from academy.manager import Manager
 from tests.support import globus_auth, v1_server
 from tests.support.agents import Adder
@@ -186,6 +187,43 @@ async def test_what_is_forbidden_is_asked_again_once_only(
         with pytest.raises(ForbiddenError):
             await client.terminate(stranger.client_id)
     assert globus.calls["refresh_token"] == 1
+
+
+class Issuer:
+    """Gives tokens, but is away every other time."""
+
+    def __init__(self, *tokens: str) -> None:
+        self.tokens = list(tokens)
+        self.calls = 0
+
+    def token(self, refused: str | None = None) -> str:
+        self.calls += 1
+        if self.calls % 2:
+            raise ExchangeConnectionError("https://issuer", "it is away")
+        return self.tokens.pop(0)
+
+
+async def test_a_token_that_cannot_be_renewed_for_now_is_waited_for(
+    globus: GlobusAuth, url: str
+) -> None:
+    factory = HttpExchangeFactory(url, auth_method="globus")
+    issuer = Issuer(globus.token("ada@example.org"), globus.token("ada@example.org"))
+    factory.tokens = issuer
+    async with await Manager.from_exchange_factory(factory) as manager:
+        client = manager.exchange_client
+        first = next(iter(globus.tokens.values()))
+        first.expires = 0
+        assert await client.status(client.client_id) is MailboxStatus.ACTIVE
+    assert issuer.calls == 4
+
+
+async def test_a_damaged_login_is_named(service: None, url: str) -> None:
+    login = HttpExchangeFactory(url, auth_method="globus")
+    await (await login.create_user_client()).close()
+    file = tokens_file(globus_auth.SERVICE)
+    file.write_text('{"data": ')
+    with pytest.raises(UnauthorizedError, match=rf"{file.parent} is damaged"):
+        await login.create_user_client()
 
 
 # --- agents with clients of their own

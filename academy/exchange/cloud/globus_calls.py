@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from academy.exception import (
     ForbiddenError,
     UnauthorizedError,
 )
+from academy.home import get_academy_home
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,6 +53,12 @@ def explained(whom: str) -> Iterator[None]:
         ) from error
     except globus_sdk.GlobusError as error:
         raise UnauthorizedError(f"Globus login: {error}") from error
+    except json.JSONDecodeError as error:
+        folder = get_academy_home() / "globus"
+        raise UnauthorizedError(
+            f"a file of tokens in {folder} is damaged ({error}): delete it, and log in "
+            "again"
+        ) from error
 
 
 async def in_thread(

@@ -128,19 +128,19 @@ class V1Requests:
         timeout = aiohttp.ClientTimeout(total=self._factory.request_timeout_s)
         renewed = False
         while True:
-            token = await self._find_token()
             try:
+                token = await self._find_token()
                 async with self._send(method, path, parameters, timeout) as response:
                     text = await response.text()
                     status = response.status
+                if status == 403 and not renewed and await self._renew_token(token):
+                    renewed = True
+                    continue
             except _TROUBLE as error:
                 await pauses.wait(error)
                 continue
             if status == 200:
                 return self._content(path, text)
-            if status == 403 and not renewed and await self._renew_token(token):
-                renewed = True
-                continue
             if optional and status in (404, 405):
                 return None
             if status not in _RETRIED:
@@ -218,16 +218,23 @@ class V1Requests:
         if not self._has_token:
             async with self._getting_token:
                 if not self._has_token:
-                    self.token = await self._factory.access_token()
+                    self.token = await self._ask_for_token()
                     self._has_token = True
         return self.token
+
+    async def _ask_for_token(self, refused: str | None = None) -> str | None:
+        try:
+            return await self._factory.access_token(refused)
+        except ExchangeConnectionError as error:
+            # Whoever issues tokens is away for now, as the exchange itself may be.
+            raise aiohttp.ClientConnectionError(str(error)) from error
 
     async def _renew_token(self, refused: str | None) -> bool:
         """Whether there is another token than the one that was refused."""
         async with self._getting_token:
             if self.token == refused:
                 try:
-                    self.token = await self._factory.access_token(refused)
+                    self.token = await self._ask_for_token(refused)
                 except UnauthorizedError as error:
                     logger.warning("no fresh token for %s: %s", self._factory, error)
         return self.token != refused
