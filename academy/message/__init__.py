@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 from uuid import UUID, uuid4
 
@@ -235,14 +236,20 @@ def encode_body(message: Message) -> list[Part]:
     if message._data is not None:
         return [message._data]
     body = message.get_body()
-    name = (message.src.name or "").encode() if body.kind == "request" else b""
-    if len(name) > 255:
-        name = name[:255].decode(errors="ignore").encode()
+    name = message.src.name if body.kind == "request" else None
     label = message.label
-    head = bytes((body.code, label is not None, len(name))) + name
+    head = _head(body.code, label is not None, name or "")
     if label is not None:
         head += label.bytes
     return [head, *body._fields()]
+
+
+@lru_cache(maxsize=1024)
+def _head(code: int, labelled: bool, text: str) -> bytes:
+    name = text.encode()
+    if len(name) > 255:
+        name = name[:255].decode(errors="ignore").encode()
+    return bytes((code, labelled, len(name))) + name
 
 
 def decode_body(data: memoryview, message: Message | None = None) -> Body:

@@ -5,6 +5,7 @@ A payload (arguments, result, exception) stays encoded until someone asks for it
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from uuid import UUID
 
@@ -96,15 +97,10 @@ class ActionRequest:
         return self.exception_serialization or self.result_strategy
 
     def _fields(self) -> list[Part]:
-        name = self.action.encode()
-        head = bytes(
-            (
-                _STRATEGIES.index(self.result_serialization),
-                _STRATEGIES.index(self.exception_serialization),
-                len(name),
-            )
+        head = _action_head(
+            self.action, self.result_serialization, self.exception_serialization
         )
-        return [head, name, *self.arguments.parts()]
+        return [head, *self.arguments.parts()]
 
     @classmethod
     def _read(cls, data: memoryview) -> ActionRequest:
@@ -115,6 +111,17 @@ class ActionRequest:
             _STRATEGIES[data[0]],
             _STRATEGIES[data[1]],
         )
+
+
+@lru_cache(maxsize=1024)
+def _action_head(
+    action: str,
+    result: SerializationStrategy | None,
+    exception: SerializationStrategy | None,
+) -> bytes:
+    name = action.encode()
+    strategies = (_STRATEGIES.index(result), _STRATEGIES.index(exception))
+    return bytes((*strategies, len(name))) + name
 
 
 class CancelRequest:

@@ -28,7 +28,8 @@ class Writer:
 
     Invariants: `_parts` is what was queued since the last full chunk, `_size` its
     bytes, and `_chunks` the full ones before it. `_due` says that a callback will
-    send them; `_rest` is the task that does so.
+    send them; `_rest` is the task that does so. `_waiting` says that there is something
+    `late` since it was last taken; `_accompanied` that it was, since the timer runs.
 
     Args:
         send: sends one WebSocket message. A lost connection ends the writer: the
@@ -46,6 +47,7 @@ class Writer:
         self._late = late
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._waiting = self._accompanied = False
         self._parts: list[Part] = []
         self._size = 0
         self._chunks: deque[list[Part]] = deque()
@@ -69,17 +71,25 @@ class Writer:
 
         What only says that something has arrived need not wake the far side.
         """
+        self._waiting = True
         if self._timer is None:
+            self._accompanied = False
             self._timer = self._loop.call_later(LATE_SECONDS, self._late_is_due)
 
     def put_late(self) -> None:
         """Queue what could wait for company, if there is any."""
+        self._waiting, self._accompanied = False, True
         if record := self._late():
             self.put(record)
 
     def _late_is_due(self) -> None:
         self._timer = None
-        self.put_late()
+        if not self._waiting:
+            return
+        if self._accompanied:  # it came after the last message, and one may follow soon
+            self.later()
+        else:
+            self.put_late()
 
     def _queued(self, size: int) -> None:
         self._size += size
