@@ -770,6 +770,9 @@ class Broker:
         for session, envelope in outgoing:
             if session.open:
                 session.consumer.deliver(envelope)
+        # A turn is the batch: nothing that could leave together comes after it.
+        for session in {session for session, _ in outgoing}:
+            session.consumer.delivered()
 
     async def _catch_up(self) -> None:
         """Deliver from the store to consumers that had no room or were away."""

@@ -42,7 +42,10 @@ class Consumer(Protocol):
     """The far end of a session. No call may block or raise."""
 
     def deliver(self, envelope: Envelope) -> None:
-        """Take a message for one of the attached mailboxes."""
+        """Take a message for one of the attached mailboxes; `delivered` follows."""
+
+    def delivered(self) -> None:
+        """Learn that no more messages follow for now."""
 
     def confirm(self, sequence: int) -> None:
         """Everything up to this sequence number is stored or was refused."""

@@ -138,6 +138,9 @@ class Peer:
         assert envelope.dest == self.uid
         self.inbox.append(delivery(envelope))
 
+    def delivered(self) -> None:
+        pass
+
     def confirm(self, sequence: int) -> None:
         assert sequence >= self.confirmed
         self.confirmed = sequence

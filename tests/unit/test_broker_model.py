@@ -231,6 +231,9 @@ class Client:
         if not self.deaf:
             self.wire.append(message)
 
+    def delivered(self) -> None:
+        pass
+
     def confirm(self, sequence: int) -> None:
         if not self.deaf:
             for number in [n for n in self.outbox if n <= sequence]:

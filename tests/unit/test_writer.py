@@ -42,6 +42,15 @@ async def test_what_is_put_in_one_turn_leaves_together(wire: Wire) -> None:
     assert wire.sent == [b"one two ", b"three"]
 
 
+async def test_the_parts_of_records_leave_when_they_are_flushed(wire: Wire) -> None:
+    wire.writer.put_parts(4, b"o", b"ne ")
+    await asyncio.sleep(0)
+    assert wire.sent == []
+    wire.writer.put_parts(3, b"t", b"wo")
+    wire.writer.flush()
+    assert wire.sent == [b"one two"]
+
+
 async def test_a_large_record_closes_its_message(wire: Wire) -> None:
     large = bytes(CHUNK_BYTES)
     for record in (b"one", large, b"two"):

@@ -311,6 +311,9 @@ class Connection:
         )
         self._writer.put_parts(size + _HEAD, head, payload)
 
+    def delivered(self) -> None:
+        self._writer.flush()
+
     def confirm(self, sequence: int) -> None:
         self._stored = sequence
         if self._awaited:

@@ -247,6 +247,8 @@ class V1Mailbox:
             self._requests[envelope.src, envelope.tag] = envelope.number
             self._arrived.set()
         self._queue.append(envelope)
+
+    def delivered(self) -> None:
         if self.front() is not None and self._reader is not None:
             self._reader.wake.set()
 

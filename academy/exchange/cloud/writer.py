@@ -60,9 +60,12 @@ class Writer:
         """Queue one record."""
         self._parts.append(record)
         self._queued(len(record))
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self.flush)
 
     def put_parts(self, size: int, *parts: Part) -> None:
-        """Queue one record of `size` bytes that comes in several buffers."""
+        """Queue one record of `size` bytes, in several buffers, until `flush`."""
         self._parts.extend(parts)
         self._queued(size)
 
@@ -97,13 +100,10 @@ class Writer:
             self._chunks.append(self._parts)
             self._parts = []
             self._size = 0
-        if not self._due:
-            self._due = True
-            self._loop.call_soon(self._flush)
 
     async def flushed(self) -> None:
         """Wait until everything queued has been handed to the WebSocket."""
-        self._flush()
+        self.flush()
         if self._rest is not None:
             await asyncio.wait([self._rest])
 
@@ -116,7 +116,9 @@ class Writer:
             self._rest.cancel()
             await asyncio.wait([self._rest])
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send what is queued now, as far as the WebSocket has room."""
+        self._due = True  # what is put meanwhile needs no callback
         try:
             while not self._closed and self._rest is None and (data := self._next()):
                 self.sent += len(data)
