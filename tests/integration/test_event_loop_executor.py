@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,7 @@ import pytest
 
 from academy.agent import Agent
 from academy.exception import AgentTerminatedError, ExchangeError
+from academy.exchange import ExchangeClientConfig
 from academy.exchange.cloud import HttpExchangeFactory
 from academy.executors import base
 from academy.executors.event_loop import EventLoopExecutor
@@ -97,6 +99,20 @@ async def test_agents_with_other_submit_kwargs_get_another_worker(
             counter = await manager.launch(Counter, submit_kwargs={"shape": shape})
             await counter.ping()
     assert sorted(inner.shapes) == ["tall", "wide"]
+
+
+async def test_an_agent_lives_longer_than_a_call_may_take(
+    http_exchange: HttpExchangeFactory,
+) -> None:
+    factory = copy.copy(http_exchange)
+    factory.client_config = ExchangeClientConfig(call_timeout=1)
+    async with await Manager.from_exchange_factory(
+        factory, EventLoopExecutor(pool(1), 3)
+    ) as manager:
+        counter = (await manager.launch(Counter)).with_timeout(60)
+        pid = await counter.pid()
+        await asyncio.sleep(1.5)
+        assert await counter.pid() == pid
 
 
 async def test_a_host_without_agents_gives_its_worker_back(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -29,6 +30,7 @@ from academy.exchange import (
 from academy.handle import Handle, ProxyHandle
 from academy.handle.streams import Inlet
 from academy.identifier import AgentId
+from academy.manager import Manager
 from academy.message import (
     STREAM_BYTES,
     STREAM_ITEMS,
@@ -407,6 +409,20 @@ async def test_an_agent_describes_its_streams(source: Running) -> None:
     described = (await source.handle.agent_describe()).actions["count"]
     assert described.doc == "Count from 0."
     assert described.type_signature.endswith("-> AsyncIterator[int]")
+
+
+async def test_an_agent_in_a_thread_streams_to_its_manager() -> None:
+    """The local exchange lives in another event loop than the agent."""
+    with ThreadPoolExecutor(1) as threads:
+        factory = LocalExchangeFactory()
+        async with await Manager.from_exchange_factory(factory, threads) as manager:
+            handle = await manager.launch(Source)
+            async with asyncio.timeout(60):
+                assert [n async for n in handle.count(200)] == list(range(200))
+                async with aclosing(aiter(handle.action("hang"))) as items:
+                    assert await anext(items) == 0
+                with pytest.raises(KeyError, match="in mid-stream"):
+                    await take(handle.count(3, fail=True))
 
 
 async def test_a_proxy_streams_as_well() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future
 from dataclasses import dataclass, field
@@ -174,8 +175,12 @@ class Host:
         self._hosting = hosting
         self.client = client
         self._registration = registration
+        # Its longest call takes as long as an agent lives.
         self._handle: Handle[Any] = Handle(
-            registration.agent_id, exchange=client, ignore_context=True
+            registration.agent_id,
+            exchange=client,
+            ignore_context=True,
+            timeout=math.inf,
         )
         self.future: Future[Any]
         self._ping: asyncio.Task[float] | None = None
