@@ -26,6 +26,7 @@ from academy.exception import (
     StorageError,
     SupersededError,
 )
+from academy.exchange import expiry
 from academy.exchange.attendance import Attendance
 from academy.exchange.census import Census, take_census
 from academy.exchange.expiry import LOOK_AGAIN, Expiry
@@ -844,7 +845,7 @@ class Broker:
 
     async def _expire(self, changes: Changes) -> None:
         """Remove what has waited for too long, and answer who sent it."""
-        now = time.time()
+        now = expiry.now()
         page, due = await self._store.expired(now, PAGE)
         received = set(changes.settled)  # in this turn
         for envelope in page:

@@ -22,6 +22,17 @@ clients try to connect again unless told otherwise.
 """
 
 
+_EPOCH = time.time() - time.monotonic()
+
+
+def now() -> float:
+    """Return the time of day as it was when this began, and the seconds since then.
+
+    What is due outlives a process, and may not be due because somebody has set a clock.
+    """
+    return _EPOCH + time.monotonic()
+
+
 class Expiry:
     """Knows when the first thing expires, and runs a timer only until then.
 
@@ -66,7 +77,7 @@ class Expiry:
             lifetime = envelope.answers / 1000
         if longest and not 0 < lifetime < longest:
             lifetime = longest
-        due = time.time() + lifetime
+        due = now() + lifetime
         changes.expiries.append((envelope.dest, envelope.number, due))
         if due < self._due:
             self.plan(due)
@@ -74,7 +85,7 @@ class Expiry:
     def bury(self, uid: bytes, keep: float) -> None:
         """Have a terminated mailbox forgotten after `keep` seconds; 0 is never."""
         if keep:
-            due = time.time() + keep
+            due = now() + keep
             self._tombstones.append((due, uid))
             if due < self._due:
                 self.plan(due)
@@ -93,7 +104,7 @@ class Expiry:
             due = min(due or math.inf, self._tombstones[0][0])
         self._due = math.inf if due is None else due
         if due is not None:
-            wait = due - time.time()
+            wait = due - now()
             loop = self._loop = asyncio.get_running_loop()
             wait = SOON if wait <= 0 else max(wait, EVERY)
             self._timer = loop.call_later(min(wait, LOOK_AGAIN), self._wake)

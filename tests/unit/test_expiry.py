@@ -29,6 +29,7 @@ from academy.exchange.store.sqlite import SqliteStore
 from academy.handle import Handle
 from academy.message import AcademyErrorResponse, decode_body
 from tests.support.agents import Adder
+from tests.support.clock import Clock
 from tests.support.peers import BrittleStore, Delivery, Peer, agent
 from tests.support.server import ExchangeServer
 
@@ -250,6 +251,25 @@ async def test_callers_learn_of_it_through_a_real_exchange(tmp_path: Path) -> No
             agent_id = (await client.register_agent(Adder, name="adder")).agent_id
             with pytest.raises(MessageExpiredError, match=r"<adder>.*message_lifetime"):
                 await Handle(agent_id).add(1, 2)
+
+
+async def test_a_clock_that_is_set_ahead_makes_nothing_expire(tmp_path: Path) -> None:
+    clock = Clock(tmp_path / "clock")
+    exchange = ExchangeServer(tmp_path / "exchange")
+    exchange.environment |= clock.environment()
+    with exchange:
+        async with await exchange.factory().create_user_client() as client:
+            agent_id = (await client.register_agent(Adder)).agent_id
+            patient = Handle(agent_id, timeout=600)
+            waiting = asyncio.ensure_future(patient.add(1, 2))
+            await asyncio.sleep(0)
+            clock.set(86_400)
+            for _ in range(8):  # it is read once a second
+                with pytest.raises(TimeoutError):
+                    await Handle(agent_id, timeout=0.3).add(3, 4)
+            assert not waiting.done()
+            waiting.cancel()
+            await asyncio.wait([waiting])
 
 
 async def test_a_calls_timeout_travels_with_its_request(tmp_path: Path) -> None:
