@@ -23,7 +23,7 @@ from academy.exchange.store import (
 )
 from academy.exchange.store.measured import MeasuredStore
 from academy.exchange.store.memory import MemoryStore
-from academy.exchange.store.sqlite import SqliteStore
+from academy.exchange.store.sqlite import CHECKPOINT_BYTES, SqliteStore
 from tests.support.redis import Redis, redis_store
 
 Make: TypeAlias = Callable[[Path], Store]
@@ -445,24 +445,41 @@ async def test_a_file_that_is_no_database_is_refused_by_name(
     await store.close()
 
 
+@pytest.mark.parametrize(("size", "count"), [(20_000, 4096), (1_000_000, 200)])
 async def test_the_log_is_written_over_when_it_has_been_copied(
-    make: Callable[[], SqliteStore], path: Path
+    make: Callable[[], SqliteStore], path: Path, size: int, count: int
 ) -> None:
     """Otherwise it would grow for ever."""
     store = make()
     await store.open()
-    payload = bytes(20_000)
-    sizes = []
-    for number in range(1, 4097):
+    payload = bytes(size)
+    largest = 0
+    for number in range(1, count):
         settled = [(DEST, number - 1)]
         await store.commit(Changes(added=[message(number, payload)], settled=settled))
-        if number % 1024 == 0:
-            sizes.append(size_of_log(path))
-            checkpoint = store._checkpoint
-            assert checkpoint is not None
-            await asyncio.wait([checkpoint])
+        largest = max(largest, size_of_log(path))
+        if store._checkpoint is not None:
+            await asyncio.wait([store._checkpoint])
 
     assert [e.payload for e in await store.pending(DEST, 0, 2)] == [payload]
     await store.close()
-    assert sizes[0] > 20_000_000
-    assert sizes[-1] < sizes[0] * 1.5
+    assert CHECKPOINT_BYTES < largest < 3 * CHECKPOINT_BYTES
+
+
+async def test_a_log_that_was_left_behind_is_shortened(path: Path) -> None:
+    store = SqliteStore(path)
+    await store.open()
+    payload = bytes(CHECKPOINT_BYTES // 10)
+    await store.commit(add(*(message(n, payload) for n in range(1, 15))))
+    # Closing leaves the log to whoever else is there, as it is left after a kill.
+    other = sqlite3.connect(path)
+    other.execute("select * from mailbox").fetchall()
+    await store.close()
+    assert size_of_log(path) > CHECKPOINT_BYTES
+
+    await store.open()
+
+    assert size_of_log(path) < 100_000
+    assert await numbers(store) == list(range(1, 15))
+    other.close()
+    await store.close()

@@ -27,6 +27,9 @@ Durability: TypeAlias = Literal["process", "power"]
 CHECKPOINT_BYTES = 16_000_000
 """Size of the write-ahead log from which on it is copied into the database."""
 
+CHECK_EVERY = 16
+"""Commits between two looks at that size."""
+
 COPIED_BYTES = 10_000
 """Size of a payload below which a copy costs less than looking for its adapter."""
 
@@ -127,6 +130,10 @@ class SqliteStore:
         db.execute(f"pragma synchronous={'full' if full else 'normal'}")
         # Checkpoints wait for the disk: they are made in a thread, not in a commit.
         db.execute("pragma wal_autocheckpoint=0")
+        # One that was killed has left its log, and who is killed often would never
+        # come to shorten it.
+        if self._log.exists() and self._log.stat().st_size > CHECKPOINT_BYTES:
+            db.execute("pragma wal_checkpoint(truncate)").fetchone()
         (version,) = db.execute("pragma user_version").fetchone()
         while version in _UPGRADES:
             db.execute("begin")
@@ -169,7 +176,7 @@ class SqliteStore:
 
     def _count(self) -> None:
         self._commits += 1
-        if not self._commits % 1024 and self._checkpoint is None:
+        if not self._commits % CHECK_EVERY and self._checkpoint is None:
             self._start_checkpoint()
 
     def _write(self, changes: Changes) -> None:
