@@ -33,7 +33,11 @@ SECONDS = float(os.environ.get("SOAK_SECONDS", 600))
 SAMPLES = 60
 GROWTH = 8_000_000
 """Bytes by which a server may grow, by a straight line through the second half."""
-LIMITS = {"max_mailbox_messages": 500, "max_mailbox_bytes": 20_000_000}
+LIMITS = {
+    "max_mailbox_messages": 500,
+    "max_mailbox_bytes": 20_000_000,
+    "tombstone_lifetime": 20,
+}
 SIZES = [10] * 30 + [10_000] * 10 + [1_000_000]
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(SECONDS + 300)]

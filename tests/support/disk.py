@@ -11,6 +11,11 @@ from typing import Self
 
 import pytest
 
+KEEP = """
+mount -t tmpfs -o "$1" none "$2" && echo mounted && cat
+umount -l "$2"
+"""
+"""Keeps it mounted until its input ends, be it because the test was killed."""
 CHUNK = bytes(65_536)
 
 
@@ -30,12 +35,18 @@ class SmallDisk:
         if os.geteuid() != 0:
             pytest.skip("mounting a small file system takes root")
         self.path.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", self._size, "none", str(self.path)]
-        subprocess.run(mount, check=True)
+        self._keeper = subprocess.Popen(
+            ["sh", "-c", KEEP, "sh", self._size, str(self.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._keeper.stdout is not None
+        assert self._keeper.stdout.readline() == b"mounted\n"
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        subprocess.run(["umount", str(self.path)], check=True)
+        self._keeper.communicate()
+        assert not os.path.ismount(self.path)
 
     @contextmanager
     def full(self) -> Iterator[None]:
