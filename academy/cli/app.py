@@ -11,6 +11,7 @@ import typer
 from academy.cli.demo import demo
 from academy.cli.exchange import exchange
 from academy.cli.jobs import cancel, ps
+from academy.cli.tokens import revoke, rotate_key, token
 
 app = typer.Typer(
     name="academy",
@@ -20,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
+for command in (token, revoke, rotate_key):
+    exchange.command()(command)
 app.add_typer(exchange, name="exchange")
 app.command()(ps)
 app.command()(cancel)

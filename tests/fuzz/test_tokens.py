@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -14,16 +16,28 @@ from hypothesis import assume, given, strategies as st
 
 from academy.exception import UnauthorizedError
 from academy.exchange.cloud.auth import NAMESPACE, Credentials, TokenAuthority
+from academy.exchange.cloud.keys import KeyFile
+from academy.exchange.cloud.revocations import RevocationFile
 
 KEY, OTHER_KEY = "k" * 64, "o" * 64
 ME, OTHER = UUID(int=1).bytes, UUID(int=2).bytes
 
-AUTHORITY = TokenAuthority(KEY, 3600)
+
+def authority_of(key: str) -> TokenAuthority:
+    """Make an authority whose only key is called "k"."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "key"
+        path.write_text(json.dumps({"keys": [{"kid": "k", "k": key}]}))
+        return TokenAuthority(KeyFile(path), RevocationFile(Path(folder) / "revoked"))
+
+
+AUTHORITY = authority_of(KEY)
+ADA = Credentials("ada")
 TOKENS = [
     AUTHORITY.user_token("ada"),
     AUTHORITY.user_token("eve", "elsewhere"),
-    AUTHORITY.mailbox_token(ME),
-    AUTHORITY.mailbox_token(OTHER, "elsewhere"),
+    AUTHORITY.mailbox_token(ME, ADA),
+    AUTHORITY.mailbox_token(OTHER, Credentials("eve", None, "elsewhere")),
 ]
 tokens = st.sampled_from(TOKENS)
 anything = st.recursive(
@@ -127,7 +141,8 @@ def test_a_header_that_names_another_algorithm_is_refused(
     token: str, algorithm: Any, signature: str
 ) -> None:
     claims = token.split(".")[1]
-    refuses(f"{part({'alg': algorithm, 'typ': 'JWT'})}.{claims}.{signature}")
+    head = part({"alg": algorithm, "typ": "JWT", "kid": "k"})
+    refuses(f"{head}.{claims}.{signature}")
 
 
 @pytest.mark.parametrize("algorithm", ["HS384", "HS512", "none"])
@@ -136,20 +151,20 @@ def test_the_right_key_with_another_algorithm_is_refused(
     token: str, algorithm: str
 ) -> None:
     key = "" if algorithm == "none" else KEY
-    refuses(jwt.encode(claims_of(token), key, algorithm))
+    refuses(jwt.encode(claims_of(token), key, algorithm, {"kid": "k"}))
 
 
 @given(tokens, st.text(min_size=32, max_size=80))
 def test_another_key_is_refused(token: str, key: str) -> None:
     assume(key != KEY)
-    refuses(jwt.encode(claims_of(token), key, "HS256"))
+    refuses(jwt.encode(claims_of(token), key, "HS256", {"kid": "k"}))
 
 
 # --- by who has the key, for another purpose
 
 
 def signed(token: str, **changes: Any) -> str:
-    return jwt.encode(claims_of(token) | changes, KEY, "HS256")
+    return jwt.encode(claims_of(token) | changes, KEY, "HS256", {"kid": "k"})
 
 
 @given(tokens, anything)
@@ -179,11 +194,11 @@ def test_a_token_past_its_time_is_refused(token: str, seconds: int) -> None:
     refuses(signed(token, exp=int(time.time()) - seconds))
 
 
-@given(tokens, st.sampled_from(["exp", "iss", "sub", "scope", "ns"]))
+@given(tokens, st.sampled_from(["exp", "iss", "sub", "scope", "ns", "jti"]))
 def test_a_token_that_lacks_a_claim_is_refused(token: str, claim: str) -> None:
     claims = claims_of(token)
     del claims[claim]
-    refuses(jwt.encode(claims, KEY, "HS256"))
+    refuses(jwt.encode(claims, KEY, "HS256", {"kid": "k"}))
 
 
 @given(st.text(max_size=40))
@@ -191,7 +206,7 @@ def test_a_mailboxs_token_for_no_mailbox_is_refused(subject: str) -> None:
     try:
         UUID(subject)
     except ValueError:
-        refuses(signed(AUTHORITY.mailbox_token(ME), sub=subject))
+        refuses(signed(AUTHORITY.mailbox_token(ME, ADA), sub=subject))
 
 
 @given(st.integers(-(10**9), 10**9))

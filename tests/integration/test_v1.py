@@ -27,7 +27,7 @@ from academy.exchange import (
     UserExchangeClient,
 )
 from academy.exchange.cloud import spawn_http_exchange, v1_routes
-from academy.exchange.cloud.auth import DEFAULT_NAMESPACE, OpenAuthority
+from academy.exchange.cloud.auth import DEFAULT_NAMESPACE, Credentials, OpenAuthority
 from academy.exchange.cloud.config import BackendConfig
 from academy.exchange.cloud.namespaces import Namespaces
 from academy.exchange.mailbox import Limits
@@ -398,7 +398,9 @@ async def test_another_persons_mailbox_is_403(
 async def test_a_mailboxs_token_opens_that_mailbox_only(
     exchange: ExchangeServer, old_agent: V1Client, old_user: V1Client
 ) -> None:
-    token = exchange.authority.mailbox_token(UUID(old_agent.me["uid"]).bytes)
+    token = exchange.authority.mailbox_token(
+        UUID(old_agent.me["uid"]).bytes, Credentials("tester")
+    )
     await old_user.send(message(old_user.me, old_agent.me, {"kind": "ping-request"}))
     async with V1Client(exchange.url, old_agent.me, token) as client:
         assert (await client.receive())["body"] == {"kind": "ping-request"}

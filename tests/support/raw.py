@@ -20,9 +20,10 @@ class RawClient:
 
     def __init__(self, url: str, token: str | None, **headers: str) -> None:
         self.url = url + protocol.PATH
+        self.session = os.urandom(16)
         self.headers = {
             protocol.PROTOCOL_HEADER: str(protocol.PROTOCOL),
-            protocol.SESSION_HEADER: os.urandom(16).hex(),
+            protocol.SESSION_HEADER: self.session.hex(),
             **headers,
         }
         if token is not None:

@@ -20,6 +20,7 @@ from academy.exchange import ExchangeClientConfig, HttpExchangeFactory
 from academy.exchange.cloud.auth import TokenAuthority
 from academy.exchange.cloud.config import AuthConfig
 from academy.exchange.cloud.credentials import known_exchanges
+from academy.exchange.cloud.revocations import RevocationFile
 
 START_TIMEOUT = 60.0
 
@@ -55,9 +56,7 @@ class ExchangeServer:
         module: what is run.
     """
 
-    def __init__(
-        self, folder: Path, *, tls: bool = False, **sections: dict[str, Any] | Path
-    ) -> None:
+    def __init__(self, folder: Path, *, tls: bool = False, **sections: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.database = folder / "exchange.db"
@@ -67,9 +66,9 @@ class ExchangeServer:
         self.home = folder / "home"
         self.scheme = "https" if tls else "http"
         sections = {
-            "auth": {"key_file": str(self.key_file)},
             "backend": {"path": str(self.database)},
             **sections,
+            "auth": {"key_file": str(self.key_file), **sections.get("auth", {})},
         }
         lines = [f"port = {self.port}", f"tls = {json.dumps(tls)}"]
         for name, section in sections.items():
@@ -97,6 +96,10 @@ class ExchangeServer:
     def pid(self) -> int:
         assert self.process is not None
         return self.process.pid
+
+    @property
+    def revocations(self) -> RevocationFile:
+        return AuthConfig(key_file=self.key_file).files()[1]
 
     @property
     def authority(self) -> TokenAuthority:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from academy.exchange import HttpExchangeFactory
 from academy.exchange.cloud.auth import (
     Authority,
     Credentials,
+    Lifetimes,
     OpenAuthority,
     TokenAuthority,
 )
@@ -24,8 +26,9 @@ from academy.exchange.cloud.credentials import (
     forget,
     known_exchanges,
     remember,
-    signing_key,
 )
+from academy.exchange.cloud.keys import KeyFile
+from academy.exchange.cloud.revocations import RevocationFile
 
 KEY = "k" * 64
 URL = "http://127.0.0.1:8700"
@@ -33,8 +36,18 @@ ME, OTHER = uuid4().bytes, uuid4().bytes
 
 
 @pytest.fixture
-def authority() -> TokenAuthority:
-    return TokenAuthority(KEY, 3600)
+def authority(tmp_path: Path) -> TokenAuthority:
+    return made(tmp_path)
+
+
+def made(
+    folder: Path, lifetimes: Lifetimes | None = None, key: str = KEY
+) -> TokenAuthority:
+    """Make an authority with one key, of id "k"."""
+    path = folder / "key"
+    keys = {"keys": [{"kty": "oct", "kid": "k", "k": key}]}
+    path.write_text(json.dumps(keys))
+    return TokenAuthority(KeyFile(path), RevocationFile(folder / "revoked"), lifetimes)
 
 
 # --- tokens
@@ -45,9 +58,11 @@ def test_a_users_token_names_the_user(authority: TokenAuthority) -> None:
 
 
 def test_a_mailboxs_token_opens_that_mailbox(authority: TokenAuthority) -> None:
-    credentials = authority.verify(authority.mailbox_token(ME))
+    token = authority.mailbox_token(ME, Credentials("ada"))
+    credentials = authority.verify(token)
 
     assert credentials == Credentials(ME.hex(), ME)
+    assert credentials.user == "ada"
 
 
 @pytest.mark.parametrize("token", [None, ""])
@@ -64,22 +79,42 @@ def test_what_is_no_token_is_refused(authority: TokenAuthority, token: str) -> N
         authority.verify(token)
 
 
-def test_a_token_of_another_exchange_is_refused(authority: TokenAuthority) -> None:
-    other = TokenAuthority("o" * 64, 3600)
+def test_a_token_of_another_exchange_is_refused(
+    authority: TokenAuthority, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = made(tmp_path / "other", key="o" * 64)
     with pytest.raises(UnauthorizedError, match="not one of this exchange"):
         authority.verify(other.user_token("ada"))
 
 
-def test_a_token_is_good_for_its_lifetime_only() -> None:
-    short = TokenAuthority(KEY, -5)
+def test_a_token_is_good_for_its_lifetime_only(tmp_path: Path) -> None:
+    short = made(tmp_path, Lifetimes(user=-5))
     with pytest.raises(UnauthorizedError, match="has expired"):
         short.verify(short.user_token("ada"))
 
 
+NOW = int(time.time())
+CLAIMS = {
+    "iss": "academy",
+    "iat": NOW,
+    "exp": NOW + 3600,
+    "sub": "a",
+    "scope": "user",
+    "ns": "default",
+    "jti": "1",
+    "auth_time": NOW,
+}
+
+
 def forged(**claims: object) -> str:
-    now = int(time.time())
-    usual = {"iss": "academy", "iat": now, "exp": now + 60, "sub": "a", "scope": "user"}
-    return jwt.encode({**usual, **claims}, KEY, "HS256")
+    return jwt.encode({**CLAIMS, **claims}, KEY, "HS256", {"kid": "k"})
+
+
+def test_what_is_forged_below_differs_in_one_point_only(
+    authority: TokenAuthority,
+) -> None:
+    assert authority.verify(forged()) == Credentials("a")
 
 
 @pytest.mark.parametrize(
@@ -87,12 +122,20 @@ def forged(**claims: object) -> str:
     [
         forged(iss="somebody else"),
         forged(scope="mailbox", sub="not hex"),
+        forged(scope="operator"),
         forged(sub=5),
-        jwt.encode({"iss": "academy"}, KEY, "HS256"),
-        jwt.encode({"iss": "academy", "sub": "a", "scope": "user"}, "", "none"),
-        jwt.encode({"iss": "academy", "sub": "a", "scope": "user"}, KEY, "HS512"),
+        forged(ns=5),
+        forged(exp="soon"),
+        forged(auth_time=None),
+        jwt.encode({"iss": "academy"}, KEY, "HS256", {"kid": "k"}),
+        jwt.encode(CLAIMS, "", "none", {"kid": "k"}),
+        jwt.encode(CLAIMS, KEY, "HS512", {"kid": "k"}),
+        jwt.encode(CLAIMS, KEY, "HS256", {"kid": "other"}),
     ],
-    ids=["issuer", "no uid", "no name", "no claims", "unsigned", "other algorithm"],
+    ids=[
+        *("issuer", "no uid", "no scope", "no name", "no namespace", "no end"),
+        *("no beginning", "no claims", "unsigned", "other algorithm", "other key"),
+    ],
 )
 def test_a_token_with_strange_claims_is_refused(
     authority: TokenAuthority, token: str
@@ -107,6 +150,172 @@ def test_a_token_that_was_changed_is_refused(authority: TokenAuthority) -> None:
         changed = token[:at] + ("A" if token[at] != "A" else "B") + token[at + 1 :]
         with pytest.raises(UnauthorizedError):
             authority.verify(changed)
+
+
+def test_a_token_of_a_session_is_good_in_that_session_only(
+    authority: TokenAuthority,
+) -> None:
+    held = authority.verify(authority.user_token("ada"))
+    token = authority.session_token(held, b"one")
+
+    assert authority.verify(token, b"one") == held
+    for other in (b"two", b""):
+        with pytest.raises(UnauthorizedError, match="another connection"):
+            authority.verify(token, other)
+
+
+def test_a_session_comes_back_with_an_expired_token_within_its_grace(
+    tmp_path: Path,
+) -> None:
+    for late, good in ((-50, True), (-70, False)):
+        authority = made(tmp_path, Lifetimes(session=late, grace=60))
+        held = authority.verify(authority.user_token("ada"))
+        token = authority.session_token(held, b"one")
+        if good:
+            assert authority.verify(token, b"one") == held
+            continue
+        with pytest.raises(UnauthorizedError, match="has expired"):
+            authority.verify(token, b"one")
+
+
+def test_what_was_proven_elsewhere_gets_no_token_for_its_session(
+    authority: TokenAuthority,
+) -> None:
+    assert authority.session_token(Credentials("guest"), b"one") is None
+
+
+# --- what is revoked
+
+
+@pytest.fixture
+def revoked(tmp_path: Path, authority: TokenAuthority) -> RevocationFile:
+    """The list as another process writes it."""
+    return RevocationFile(tmp_path / "revoked")
+
+
+def test_a_revoked_user_takes_along_what_acts_for_the_user(
+    authority: TokenAuthority, revoked: RevocationFile
+) -> None:
+    ada = authority.verify(authority.user_token("ada", "space"))
+    agent = authority.verify(authority.mailbox_token(ME, ada))
+    child = authority.mailbox_token(OTHER, agent)
+    session = authority.session_token(agent, b"one")
+    eve = authority.user_token("eve", "space")
+    revoked.add("user", "ada", "space")
+    late = authority.mailbox_token(OTHER, ada)  # before the exchange has noticed
+
+    assert authority.refresh()
+    assert authority.is_void(ada)
+    for token in (child, session, late):
+        with pytest.raises(UnauthorizedError, match="was revoked"):
+            authority.verify(token, b"one")
+    assert authority.verify(eve).subject == "eve"
+    assert authority.verify(authority.user_token("ada", "space")).subject == "ada"
+    assert not authority.refresh()
+
+
+def test_a_user_is_revoked_in_one_namespace_or_in_all(
+    authority: TokenAuthority, revoked: RevocationFile
+) -> None:
+    here, there = (
+        authority.verify(authority.user_token("ada", name)) for name in ("a", "b")
+    )
+    revoked.add("user", "ada", "a")
+    authority.refresh()
+    assert authority.is_void(here)
+    assert not authority.is_void(there)
+
+    revoked.add("user", "ada")
+    authority.refresh()
+    assert authority.is_void(there)
+
+
+def test_a_revoked_token_takes_along_what_was_renewed_from_it(
+    authority: TokenAuthority, revoked: RevocationFile
+) -> None:
+    first, second = (authority.user_token("ada") for _ in range(2))
+    held = authority.verify(first)
+    renewed = authority.session_token(held, b"one")
+    revoked.add("token", held.token_id)
+    authority.refresh()
+
+    for token in (first, renewed):
+        with pytest.raises(UnauthorizedError, match="was revoked"):
+            authority.verify(token, b"one")
+    assert authority.verify(second).subject == "ada"
+
+
+def test_a_revoked_mailbox_leaves_others_of_the_user_alone(
+    authority: TokenAuthority, revoked: RevocationFile
+) -> None:
+    ada = authority.verify(authority.user_token("ada"))
+    mine, other = (authority.mailbox_token(uid, ada) for uid in (ME, OTHER))
+    revoked.add("mailbox", ME.hex())
+    authority.refresh()
+
+    with pytest.raises(UnauthorizedError, match="was revoked"):
+        authority.verify(mine)
+    assert authority.verify(other).mailbox == OTHER
+    assert not authority.is_void(ada)
+
+
+def test_a_damaged_list_of_revocations_is_named_and_what_was_known_holds(
+    authority: TokenAuthority, revoked: RevocationFile
+) -> None:
+    held = authority.verify(authority.user_token("ada"))
+    revoked.add("user", "ada")
+    authority.refresh()
+    revoked.path.write_text("[")
+
+    with pytest.raises(ValueError, match="revoked is no list of revocations"):
+        authority.refresh()
+    assert authority.is_void(held)
+    with pytest.raises(ValueError, match="revoked is no list"):
+        RevocationFile(revoked.path)
+
+
+# --- keys
+
+
+def test_after_a_rotation_a_new_key_signs_and_older_ones_verify(
+    authority: TokenAuthority, tmp_path: Path
+) -> None:
+    old = authority.user_token("ada")
+    KeyFile(tmp_path / "key").rotate()
+
+    assert authority.refresh()
+    new = authority.user_token("ada")
+    assert authority.verify(old) == authority.verify(new)
+    assert authority.verify(old).key_id == "k" != authority.verify(new).key_id
+
+
+def test_what_a_dropped_key_has_signed_is_void(
+    authority: TokenAuthority, tmp_path: Path
+) -> None:
+    token = authority.user_token("ada")
+    held = authority.verify(token)
+    KeyFile(tmp_path / "key").rotate(drop_older=True)
+    authority.refresh()
+
+    assert authority.is_void(held)
+    with pytest.raises(UnauthorizedError, match="there is no key k"):
+        authority.verify(token)
+
+
+def test_a_key_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "key"
+    keys = KeyFile(path).keys
+
+    assert KeyFile(path).keys == keys
+    assert len(keys) == 1
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("content", ["", "{}", "0" * 64, '{"keys": [{"kid": "a"}]}'])
+def test_a_file_without_keys_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "key").write_text(content)
+    with pytest.raises(ValueError, match=r"key holds no keys \(a JSON Web Key Set\)"):
+        KeyFile(tmp_path / "key")
 
 
 # --- what they open
@@ -142,7 +351,8 @@ def test_an_open_exchange_asks_nobody() -> None:
 
     assert authority.verify(None) == authority.verify("x") == Credentials("anonymous")
     assert authority.user_token("ada") is None
-    assert authority.mailbox_token(ME) is None
+    assert authority.mailbox_token(ME, Credentials("ada")) is None
+    assert authority.session_token(Credentials("ada"), b"s") is None
 
 
 # --- where clients find them
@@ -195,12 +405,3 @@ def test_a_factory_for_agents_leaves_the_users_token_behind() -> None:
 
 def test_a_factory_does_not_show_its_token() -> None:
     assert "own" not in repr(HttpExchangeFactory(URL, token="own"))
-
-
-def test_a_key_is_made_once(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "key"
-    key = signing_key(path)
-
-    assert signing_key(path) == key
-    assert len(bytes.fromhex(key)) == 32
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600

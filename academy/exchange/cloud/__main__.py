@@ -18,7 +18,7 @@ from aiohttp import web
 from academy.exception import StorageError
 from academy.exchange.cloud.app import create_app
 from academy.exchange.cloud.config import ExchangeServingConfig
-from academy.exchange.cloud.credentials import forget, remember
+from academy.exchange.cloud.credentials import forget, known_exchanges, remember
 from academy.exchange.cloud.logs import set_up_logging
 
 logger = logging.getLogger("academy.exchange.cloud")
@@ -95,18 +95,15 @@ async def serve(config: ExchangeServingConfig, until_parent_ends: bool) -> None:
         scheme = "https" if certificate else "http"
         url = f"{scheme}://{_visible(config.host)}:{runner.addresses[0][1]}"
         names = [url, *_other_names(config.host, url)]
-        facts = {
-            "token": config.auth.user_token(),
-            "fingerprint": certificate.fingerprint if certificate else None,
-        }
-        if not facts["token"]:
+        fingerprint = certificate.fingerprint if certificate else None
+        _remember(config, names, fingerprint)
+        if config.auth.method == "none":
             logger.warning("INSECURE: everybody who reaches %s may do everything", url)
-        for name in names:
-            remember(name, **{key: value for key, value in facts.items() if value})
         logger.info("exchange at %s, backend %s", url, config.backend.kind)
         print(url, flush=True)
         _notify(f"READY=1\nSTATUS=exchange at {url}")
-        await stop.wait()
+        while not await _is_set_within(stop, config.auth.user_lifetime / 3):
+            _remember(config, names, fingerprint)
         logger.info("stopping: clients are told, for %s s at most", patience)
         _notify("STOPPING=1")
         for name in names:
@@ -115,6 +112,22 @@ async def serve(config: ExchangeServingConfig, until_parent_ends: bool) -> None:
         if watch is not None:
             watch.cancel()
         await _end(runner, patience)
+
+
+def _remember(
+    config: ExchangeServingConfig, names: list[str], fingerprint: str | None
+) -> None:
+    """Leave what programs of this user need, with a token that is good for long."""
+    found = {"token": config.auth.user_token(), "fingerprint": fingerprint}
+    facts = {key: value for key, value in found.items() if value}
+    for name in names:
+        remember(name, **known_exchanges().get(name, {}) | facts)
+
+
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
+    return event.is_set()
 
 
 async def _end(runner: web.AppRunner, patience: float) -> None:

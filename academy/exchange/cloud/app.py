@@ -22,6 +22,7 @@ from academy.exchange.cloud import login, protocol, v1_routes
 from academy.exchange.cloud.auth import Authority, Credentials, bearer
 from academy.exchange.cloud.config import ExchangeServingConfig
 from academy.exchange.cloud.connection import Connection
+from academy.exchange.cloud.guard import Guard
 from academy.exchange.cloud.logs import current_client
 from academy.exchange.cloud.namespaces import Namespaces
 from academy.exchange.cloud.operations import Operations
@@ -42,10 +43,11 @@ def create_app(config: ExchangeServingConfig | None = None) -> web.Application:
     app.router.add_get(protocol.PATH, server.connect)
     server.operations.add_routes(app)
     globus = config.auth.globus()
-    v1_routes.add_routes(app, server.namespaces, server.authority, globus)
+    v1 = v1_routes.add_routes(app, server.namespaces, server.authority, globus)
     if globus is not None:
         login.add_route(app, server.authority, globus)
-    app.cleanup_ctx.append(server.run)
+    guard = Guard(server.authority, server.operations.connections, v1.cut_void)
+    app.cleanup_ctx.extend([server.run, guard.run])
     return app
 
 
@@ -91,9 +93,9 @@ class Server:
         try:
             if self.operations.draining:
                 raise StorageError(ENDING)
-            credentials = self._admit(request)
-            current_client.set(credentials)
             session = bytes.fromhex(request.headers.get(protocol.SESSION_HEADER, ""))
+            credentials = self._admit(request, session)
+            current_client.set(credentials)
             if len(session) != 16:
                 raise ProtocolError(
                     f"{protocol.SESSION_HEADER} has to be 32 hex digits"
@@ -124,11 +126,11 @@ class Server:
             self.operations.disconnected(connection)
         return ws
 
-    def _admit(self, request: web.Request) -> Credentials:
+    def _admit(self, request: web.Request, session: bytes) -> Credentials:
         version = request.headers.get(protocol.PROTOCOL_HEADER)
         if version != str(protocol.PROTOCOL):
             raise IncompatibleNetworkProtocolError(version, protocol.PROTOCOL)
-        return self.authority.verify(bearer(request.headers))
+        return self.authority.verify(bearer(request.headers), session)
 
     def _refuse(
         self, request: web.Request, status: int, error: AcademyError

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import secrets
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
 
 import jwt
+from jwt.types import Options
 
 from academy.exception import UnauthorizedError
+from academy.exchange.cloud.keys import KeyFile
+from academy.exchange.cloud.revocations import Revocations
 
 _ALGORITHM = "HS256"
 _ISSUER = "academy"
+_SENSELESS = (KeyError, ValueError, TypeError, OverflowError)
+_UNTIMED: Options = {"verify_exp": False, "verify_iat": False}
+"""Times are checked here: a clock that is set back does no harm."""
+
+DAY = 86_400.0
 
 DEFAULT_NAMESPACE = "default"
 """Of whoever runs the exchange, and of everybody whom nothing else was said about."""
@@ -22,7 +32,7 @@ NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}")
 """What a namespace may be called: it becomes part of the names of files and keys."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Credentials:
     """What a token says.
 
@@ -33,12 +43,21 @@ class Credentials:
         namespace: within which all of this holds.
         groups: of a guest in a namespace: ids of groups. What is shared with one of
             them, and what the guest has registered, is all that exists for it.
+        user: who has registered the mailbox, or the mailbox that has registered it,
+            and so on; empty for a user.
+        token_id: of the token, and of those that are renewed from it.
+        key_id: of the key that has signed it.
+        issued: when the user has got a token from outside, in seconds since 1970.
     """
 
     subject: str
     mailbox: bytes | None = None
     namespace: str = DEFAULT_NAMESPACE
     groups: frozenset[str] | None = None
+    user: str = field(default="", compare=False)
+    token_id: str = field(default="", compare=False)
+    key_id: str = field(default="", compare=False)
+    issued: float = field(default=0, compare=False)
 
     def may_attach(self, uid: bytes, creator: str) -> bool:
         """Whether this holder may consume a mailbox."""
@@ -59,50 +78,118 @@ class Credentials:
         return not self.groups.isdisjoint(groups)
 
 
+@dataclass(frozen=True)
+class Lifetimes:
+    """Seconds that tokens are good for.
+
+    Attributes:
+        session: of what a connection shows when it comes back; it is renewed while the
+            connection lives.
+        launch: of what an agent is launched with, which may wait in a queue.
+        user: of what a person or program is given.
+        grace: how long after its end a connection's token still brings that back.
+    """
+
+    session: float = 3600
+    launch: float = 90 * DAY
+    user: float = 90 * DAY
+    grace: float = 7 * DAY
+
+
 class Authority(Protocol):
     """Checks credentials and issues them for mailboxes."""
 
-    def verify(self, token: str | None) -> Credentials:
+    renewal: float | None
+    """Seconds after which the tokens of connections are renewed; None for never."""
+
+    @property
+    def key_id(self) -> str:
+        """Id of the key that signs now."""
+
+    def verify(self, token: str | None, session: bytes = b"") -> Credentials:
         """Return what a token says.
 
+        Args:
+            token: as it came.
+            session: of the connection that shows it.
+
         Raises:
-            UnauthorizedError: it is missing, expired, or not of this exchange.
+            UnauthorizedError: it is missing, expired, revoked, or not of this exchange.
         """
 
     def user_token(self, name: str, namespace: str = DEFAULT_NAMESPACE) -> str | None:
         """Issue a token for a user of a namespace."""
 
-    def mailbox_token(
-        self, uid: bytes, namespace: str = DEFAULT_NAMESPACE
-    ) -> str | None:
-        """Issue a token that opens one mailbox of a namespace."""
+    def mailbox_token(self, uid: bytes, by: Credentials) -> str | None:
+        """Issue a token that opens one mailbox, for who registers that."""
+
+    def session_token(self, credentials: Credentials, session: bytes) -> str | None:
+        """Issue a short-lived token that is good in one session only."""
+
+    def is_void(self, credentials: Credentials) -> bool:
+        """Whether what was good once has been revoked."""
+
+    def refresh(self) -> bool:
+        """Learn what was revoked and which keys there are; return whether it is new."""
 
 
 class TokenAuthority:
-    """Issues and checks tokens signed with the exchange's secret key.
+    """Issues and checks signed tokens.
 
     Args:
-        key: at least 32 random bytes, as text.
-        lifetime: seconds that a token is good for.
+        keys: that sign and verify.
+        revocations: what is void before its time.
+        lifetimes: of tokens.
     """
 
-    def __init__(self, key: str, lifetime: float) -> None:
-        self._key = key
-        self._lifetime = lifetime
+    def __init__(
+        self,
+        keys: KeyFile,
+        revocations: Revocations,
+        lifetimes: Lifetimes | None = None,
+    ) -> None:
+        self._keys = keys
+        self._revocations = revocations
+        self._lifetimes = lifetimes or Lifetimes()
+        self.renewal: float | None = self._lifetimes.session / 3
 
-    def user_token(self, name: str, namespace: str = DEFAULT_NAMESPACE) -> str:
+    @property
+    def key_id(self) -> str:
+        """Id of the key that signs now."""
+        return next(iter(self._keys.keys))
+
+    def user_token(
+        self,
+        name: str,
+        namespace: str = DEFAULT_NAMESPACE,
+        lifetime: float | None = None,
+    ) -> str:
         """Issue a token for a user of a namespace.
 
         Raises:
             ValueError: a namespace cannot be called that.
         """
-        return self._sign(sub=name, scope="user", ns=namespace)
+        credentials = Credentials(name, None, check_namespace(namespace))
+        return self._sign(credentials, lifetime or self._lifetimes.user)
 
-    def mailbox_token(self, uid: bytes, namespace: str = DEFAULT_NAMESPACE) -> str:
-        """Issue a token that opens one mailbox of a namespace."""
-        return self._sign(sub=uid.hex(), scope="mailbox", ns=namespace)
+    def mailbox_token(self, uid: bytes, by: Credentials) -> str:
+        """Issue a token that opens one mailbox, for who registers that."""
+        user = by.user or by.subject
+        # Whoever is revoked by name takes along what was registered before, and in
+        # the moment until that is known.
+        credentials = Credentials(
+            uid.hex(), uid, by.namespace, user=user, issued=by.issued
+        )
+        return self._sign(credentials, self._lifetimes.launch)
 
-    def verify(self, token: str | None) -> Credentials:
+    def session_token(self, credentials: Credentials, session: bytes) -> str | None:
+        """Issue a short-lived token that is good in one session only."""
+        if not credentials.token_id:
+            return None  # these came from elsewhere, and are proven there
+        sid = _session_id(session)
+        return self._sign(credentials, self._lifetimes.session, sid=sid)
+
+    def verify(self, token: str | None, session: bytes = b"") -> Credentials:
         """Return what a token says."""
         if not token:
             raise UnauthorizedError(
@@ -110,51 +197,99 @@ class TokenAuthority:
                 "HttpExchangeFactory(url, token=...), or set ACADEMY_EXCHANGE_TOKEN"
             )
         try:
-            claims = jwt.decode(
-                token,
-                self._key,
-                [_ALGORITHM],
-                issuer=_ISSUER,
-                # Not `iat`: a clock that is set back would lock everybody out.
-                options={"require": ["exp", "iss", "sub"], "verify_iat": False},
-            )
-            subject, namespace = claims["sub"], check_namespace(claims["ns"])
-            if claims["scope"] == "mailbox":
-                return Credentials(subject, UUID(subject).bytes, namespace)
-            if claims["scope"] == "user":
-                return Credentials(subject, None, namespace)
-            raise ValueError(f"there is no scope {claims['scope']!r}")
-        except jwt.ExpiredSignatureError as error:
-            raise UnauthorizedError("the token has expired: get a new one") from error
-        except (jwt.InvalidTokenError, KeyError, TypeError, ValueError) as error:
+            key_id = str(jwt.get_unverified_header(token).get("kid"))
+            key = self._keys.keys.get(key_id)
+            if key is None:
+                raise jwt.InvalidKeyError(f"there is no key {key_id:.20}")
+            claims = jwt.decode(token, key, [_ALGORITHM], _UNTIMED, issuer=_ISSUER)
+            credentials = _credentials(claims, key_id)
+            over = time.time() - float(claims["exp"])
+        except (jwt.PyJWTError, *_SENSELESS) as error:
             raise UnauthorizedError(
                 f"the token is not one of this exchange ({error})"
             ) from error
+        if "sid" in claims and claims["sid"] != _session_id(session):
+            raise UnauthorizedError("the token is of another connection")
+        if over > (self._lifetimes.grace if "sid" in claims else 0):
+            raise UnauthorizedError("the token has expired: get a new one")
+        if self.is_void(credentials):
+            raise UnauthorizedError("the token was revoked: get a new one")
+        return credentials
 
-    def _sign(self, *, ns: str, **claims: Any) -> str:
-        check_namespace(ns)
-        now = int(time.time())
+    def is_void(self, credentials: Credentials) -> bool:
+        """Whether what was good once has been revoked, or its key dropped."""
+        known = credentials.key_id in ("", *self._keys.keys)
+        return not known or self._revocations.cover(credentials)
+
+    def refresh(self) -> bool:
+        """Read keys and revocations again; return whether they have changed."""
+        changed = self._keys.refresh()
+        return self._revocations.refresh() or changed
+
+    def _sign(self, credentials: Credentials, lifetime: float, **claims: Any) -> str:
+        now = time.time()
         claims |= {
-            "ns": ns,
             "iss": _ISSUER,
+            "sub": credentials.subject,
+            "scope": "user" if credentials.mailbox is None else "mailbox",
+            "ns": credentials.namespace,
+            "jti": credentials.token_id or secrets.token_hex(8),
+            "auth_time": credentials.issued or now,
             "iat": now,
-            "exp": now + int(self._lifetime),
+            "exp": now + lifetime,
         }
-        return jwt.encode(claims, self._key, _ALGORITHM)
+        if credentials.user:
+            claims["user"] = credentials.user
+        headers = {"kid": self.key_id}
+        return jwt.encode(claims, self._keys.keys[self.key_id], _ALGORITHM, headers)
+
+
+def _credentials(claims: dict[str, Any], key_id: str) -> Credentials:
+    subject, scope = claims["sub"], claims["scope"]
+    if scope not in ("user", "mailbox"):
+        raise ValueError(f"there is no scope {scope!r:.20}")
+    return Credentials(
+        subject,
+        UUID(subject).bytes if scope == "mailbox" else None,
+        check_namespace(claims["ns"]),
+        user=str(claims.get("user", "")),
+        token_id=str(claims["jti"]),
+        key_id=key_id,
+        issued=float(claims["auth_time"]),
+    )
+
+
+def _session_id(session: bytes) -> str:
+    """Name a session without telling it: who knows it may take it over."""
+    return hashlib.sha256(session).hexdigest()[:16]
 
 
 class OpenAuthority:
     """Lets everybody do everything: for an exchange that was asked to be insecure."""
 
-    def verify(self, token: str | None) -> Credentials:
+    renewal: float | None = None
+    key_id = ""
+
+    def verify(self, token: str | None, session: bytes = b"") -> Credentials:
         """Return the credentials of a user, whatever the token."""
         return Credentials("anonymous")
 
     def user_token(self, name: str, namespace: str = DEFAULT_NAMESPACE) -> None:
         """Issue nothing: no token is needed."""
 
-    def mailbox_token(self, uid: bytes, namespace: str = DEFAULT_NAMESPACE) -> None:
+    def mailbox_token(self, uid: bytes, by: Credentials) -> None:
         """Issue nothing: no token is needed."""
+
+    def session_token(self, credentials: Credentials, session: bytes) -> None:
+        """Issue nothing: no token is needed."""
+
+    def is_void(self, credentials: Credentials) -> bool:
+        """Nothing can be revoked."""
+        return False
+
+    def refresh(self) -> bool:
+        """Nothing is ever new."""
+        return False
 
 
 def bearer(headers: Mapping[str, str]) -> str | None:

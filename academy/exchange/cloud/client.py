@@ -279,8 +279,8 @@ class HttpExchangeTransport(NoPickleMixin):
         """Register a user's mailbox and become its consumer."""
         self.mailbox_id = user
         item = {"uid": user.uid.hex, "agent": False, "name": user.name}
-        tokens = await self._link.call("register", mailboxes=[item], token=token)
-        await self.attach(user, tokens[0])
+        await self._link.call("register", mailboxes=[item], token=token)
+        await self.attach(user, token)
 
     def start(self, owner: MailboxOwner) -> None:
         self.inbox.start(owner)

@@ -12,20 +12,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from academy.exchange.cloud.auth import (
     DEFAULT_NAMESPACE,
     Authority,
+    Lifetimes,
     OpenAuthority,
     TokenAuthority,
 )
-from academy.exchange.cloud.credentials import signing_key
+from academy.exchange.cloud.keys import KeyFile
+from academy.exchange.cloud.revocations import RevocationFile
 from academy.exchange.cloud.settings import Settings
 from academy.exchange.mailbox import Limits
-from academy.home import local_directory, private_directory
+from academy.home import get_academy_home, local_directory, private_directory
 
 if TYPE_CHECKING:
     from academy.exchange.cloud.certificate import Certificate
     from academy.exchange.cloud.globus_identities import GlobusIdentities
     from academy.exchange.store import Store
-
-DAY = 86_400.0
 
 
 class _Section(BaseModel):
@@ -38,25 +38,48 @@ class AuthConfig(_Section):
     Attributes:
         method: "token" (signed tokens), "globus" (these, and Globus Auth to log in),
             or "none" (everybody may do everything, which has to be asked for).
-        key_file: the key that signs tokens; made (mode 0600) where there is none.
-            Default: `exchange.key` under the Academy home.
-        token_lifetime: seconds that a token is good for.
+        key_file: the keys that sign tokens; made (mode 0600) where there are none.
+            What is revoked lies beside it (`exchange.revoked`). Default:
+            `exchange.key` under the Academy home.
+        token_lifetime: seconds that the token of a connection is good for; it is
+            renewed while the connection lives.
+        reconnect_grace: seconds after that within which the connection may come back.
+        launch_lifetime: seconds that an agent may wait in a queue, and may be started
+            again, with the token that it was launched with.
+        user_lifetime: seconds that a user's token is good for.
         globus_cache: seconds after which Globus is asked again whose a token is.
     """
 
     method: Literal["token", "globus", "none"] = "token"
     key_file: Path | None = None
-    token_lifetime: float = Field(default=90 * DAY, gt=0)
+    token_lifetime: float = Field(default=Lifetimes.session, gt=0)
+    reconnect_grace: float = Field(default=Lifetimes.grace, ge=0)
+    launch_lifetime: float = Field(default=Lifetimes.launch, gt=0)
+    user_lifetime: float = Field(default=Lifetimes.user, gt=0)
     globus_cache: float = Field(default=30, ge=0)
 
     def authority(self) -> Authority:
         """Make the authority that this section describes."""
         if self.method == "none":
             return OpenAuthority()
-        return TokenAuthority(
-            signing_key(self.key_file and self.key_file.expanduser()),
-            self.token_lifetime,
+        keys, revocations = self.files()
+        lifetimes = Lifetimes(
+            session=self.token_lifetime,
+            launch=self.launch_lifetime,
+            user=self.user_lifetime,
+            grace=self.reconnect_grace,
         )
+        return TokenAuthority(keys, revocations, lifetimes)
+
+    def files(self) -> tuple[KeyFile, RevocationFile]:
+        """Open the files of keys and of revocations.
+
+        Raises:
+            ValueError: one of them holds something else.
+        """
+        path = self.key_file or get_academy_home() / "exchange.key"
+        path = path.expanduser()
+        return KeyFile(path), RevocationFile(path.with_suffix(".revoked"))
 
     def globus(self) -> GlobusIdentities | None:
         """Make what asks Globus whose a token is, if that is asked.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 from uuid import UUID
 
@@ -40,6 +40,8 @@ MAX_REASON = 10_000
 """Characters that are kept of the reason for a termination."""
 NEWS_AT_ONCE = 1_000
 """Mailboxes in one NEWS record."""
+TOKENS_AT_ONCE = 100
+"""Tokens in one TOKENS record: to sign them takes a millisecond or two."""
 
 _ADDRESS_FLAGS = RESPONSE | FROM_AGENT | TO_AGENT | ONE_WAY
 _HEAD = protocol.MESSAGE.size
@@ -124,6 +126,7 @@ class Connection:
                 }
             )
         )
+        await self.renew()
 
     async def _work_off(self, data: bytes) -> None:
         calls: list[Call] = []
@@ -152,6 +155,46 @@ class Connection:
                 await asyncio.sleep(0)
         if calls:
             await self._answer(calls)
+
+    async def renew(self, uids: Iterable[bytes] | None = None) -> None:
+        """Send fresh tokens, for the connection and its mailboxes, or for these."""
+        issue, session = self._authority.session_token, self._session.uid
+        if uids is None:
+            self._note_key(self._authority.key_id)
+            self._put_tokens({b"": issue(self._user, session)})
+            uids = self._credentials
+        left = list(uids)
+        while left:
+            batch, left = left[:TOKENS_AT_ONCE], left[TOKENS_AT_ONCE:]
+            held = {uid: c for uid in batch if (c := self._credentials.get(uid))}
+            self._put_tokens({uid: issue(c, session) for uid, c in held.items()})
+            if left:
+                await asyncio.sleep(0)
+
+    def _note_key(self, key_id: str) -> None:
+        """Remember that all tokens here are signed with this key from now on."""
+        if self._user.key_id in ("", key_id):
+            return
+        self._user = replace(self._user, key_id=key_id)
+        for uid, held in self._credentials.items():
+            self._credentials[uid] = replace(held, key_id=key_id)
+
+    def _put_tokens(self, tokens: Mapping[bytes, str | None]) -> None:
+        issued = {uid: token for uid, token in tokens.items() if token}
+        if issued:
+            self._writer.put(protocol.tokens(issued))
+
+    async def cut_void(self) -> None:
+        """End what was attached or connected with a token that is void now."""
+        error = UnauthorizedError("the token was revoked: get a new one")
+        if self._authority.is_void(self._user):
+            logger.info("cut the connection of %s, who is revoked", self._user.subject)
+            await self.close(WSCloseCode.POLICY_VIOLATION, str(error))
+            return
+        for uid, credentials in list(self._credentials.items()):
+            if self._authority.is_void(credentials):
+                await self._broker.detach(self._session, uid)
+                self.lost(uid, error)
 
     async def close(self, code: int, reason: str = "") -> None:
         """Send what is queued and close the WebSocket."""
@@ -199,6 +242,7 @@ class Connection:
         if method is Connection._attach:
             uids = [UUID(item["uid"]).bytes for item in content["mailboxes"]]
             self._broker.start(self._session, uids)
+            await self.renew(uids)
 
     # --- calls
 
@@ -210,14 +254,14 @@ class Connection:
         return [self._token(record, by) for record in records]
 
     def _token(self, record: MailboxRecord, by: Credentials) -> str | None:
-        # A user's mailbox speaks with the user's rights, an agent's with its own.
+        # A user opens mailboxes of users with the user's own token.
         if by.mailbox is None and not record.agent:
-            return self._authority.user_token(by.subject, by.namespace)
-        return self._authority.mailbox_token(record.uid, by.namespace)
+            return None
+        return self._authority.mailbox_token(record.uid, by)
 
     def _verify(self, token: str | None) -> Credentials:
         """Return what another token says, of the namespace of this connection."""
-        credentials = self._authority.verify(token)
+        credentials = self._authority.verify(token, self._session.uid)
         if credentials.namespace != self._user.namespace:
             raise UnauthorizedError(
                 f"the token is of the namespace {credentials.namespace!r}, and this "

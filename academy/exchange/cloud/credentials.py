@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from base64 import urlsafe_b64decode
 from pathlib import Path
 from typing import Any
@@ -46,14 +45,14 @@ def _find(variable: str, url: str, fact: str) -> str | None:
     return str(value) if value else None
 
 
-def namespace_of(token: str | None) -> str:
-    """Return the namespace that a token names, or nothing; it is not checked here."""
+def claims_of(token: str | None) -> dict[str, Any]:
+    """Return what a token says, or nothing if it is none; it is not checked here."""
     try:
         _, payload, _ = (token or "").split(".")
         claims = json.loads(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-        return str(claims["ns"])
-    except (ValueError, KeyError, TypeError):
-        return ""
+    except ValueError:
+        return {}
+    return claims if isinstance(claims, dict) else {}
 
 
 def remember(url: str, **facts: Any) -> None:
@@ -69,14 +68,3 @@ def forget(url: str) -> None:
     known = known_exchanges()
     if known.pop(url.rstrip("/"), None) is not None:
         write_private(exchanges_file(), json.dumps(known, indent=2))
-
-
-def signing_key(path: Path | None = None) -> str:
-    """Read the key that signs tokens; make it (mode 0600) where there is none."""
-    path = path or get_academy_home() / "exchange.key"
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        key = secrets.token_hex(32)
-        write_private(path, key)
-        return key

@@ -30,7 +30,7 @@ from academy.exception import (
     SupersededError,
 )
 from academy.exchange.cloud import protocol
-from academy.exchange.cloud.credentials import namespace_of
+from academy.exchange.cloud.credentials import claims_of
 from academy.exchange.cloud.pinning import break_off, explain
 from academy.exchange.cloud.writer import Writer
 from academy.exchange.directory import address_flags
@@ -118,19 +118,21 @@ class Link:
     connection, in order. `_attached` holds the mailboxes that the exchange has
     attached here; `_resuming` is the number of the call that attaches them to a new
     connection. `_watched` has what each user of this link watches, and `_watching` is
-    the number of the call that asks for it anew. `_error` is set when there will be no
-    more connections.
+    the number of the call that asks for it anew. `_tokens` are those
+    that the exchange has issued for this session, by mailbox, and for the connection.
+    `_error` is set when there will be no more connections.
     """
 
     def __init__(
         self, factory: HttpExchangeFactory, token: str | None, patience: float
     ) -> None:
         self.users = 0
-        self.key = (factory.link_key, namespace_of(token))
+        self.key = (factory.link_key, claims_of(token).get("ns"))
         self._factory = factory
         self._token = token
         self._patience = patience
         self._session = os.urandom(16)
+        self._tokens: dict[bytes, str] = {}
         self._outbox = Outbox()
         self._numbers = itertools.count(1)
         self._calls: dict[int, Call] = {}
@@ -249,8 +251,10 @@ class Link:
         headers = dict(self._factory.additional_headers)
         headers[protocol.PROTOCOL_HEADER] = str(protocol.PROTOCOL)
         headers[protocol.SESSION_HEADER] = self._session.hex()
-        if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
+        # Who was away for long is let in by what was given from outside.
+        token = self._tokens.get(b"") or self._factory.find_token() or self._token
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
         async with asyncio.timeout(min(self._factory.request_timeout_s, limit)):
             try:
                 return await http.ws_connect(
@@ -265,6 +269,9 @@ class Link:
             except aiohttp.WSServerHandshakeError as error:
                 if error.status >= 500 or error.status == 429:
                     raise
+                if error.status == 401 and self._tokens:
+                    self._tokens.clear()
+                    raise  # it is tried again with what was given from outside
                 raise await self._explain(http, headers, error) from error
 
     async def _explain(
@@ -389,7 +396,9 @@ class Link:
             if uid in held and sent.message.is_response():
                 held[uid].append(sent.message.tag)
         return [
-            attach_arguments(box, resume=True, held=held[uid])
+            attach_arguments(
+                box, self._tokens.get(uid, box.token), resume=True, held=held[uid]
+            )
             for uid, box in self._attached.items()
         ]
 
@@ -428,6 +437,8 @@ class Link:
             box = self._attached.pop(uid, None)
             if box is not None:
                 box.inbox.lost(error)
+        elif kind == protocol.TOKENS:
+            self._tokens |= protocol.read_tokens(record)
         elif kind == protocol.NEWS:
             changes = protocol.read_news(record)
             for watched in list(self._watched.values()):
@@ -496,7 +507,7 @@ class Link:
 
         try:
             (problem,) = await self.call(
-                "attach", attached, mailboxes=[attach_arguments(box)]
+                "attach", attached, mailboxes=[attach_arguments(box, box.token)]
             )
         except asyncio.CancelledError:
             self._abandon(box)
@@ -602,12 +613,16 @@ def is_unknown_path(error: ExchangeError) -> bool:
 
 
 def attach_arguments(
-    box: Attachment, *, resume: bool = False, held: list[bytes] | None = None
+    box: Attachment,
+    token: str | None,
+    *,
+    resume: bool = False,
+    held: list[bytes] | None = None,
 ) -> dict[str, Any]:
     """Describe a mailbox to attach, in the words of the call."""
     return {
         "uid": box.mailbox_id.uid.hex,
-        "token": box.token,
+        "token": token,
         "incarnation": box.incarnation.hex(),
         "resume": resume,
         "held": [tag.hex() for tag in held or ()],
@@ -639,7 +654,7 @@ async def acquire(
         UnauthorizedError: the token is refused.
     """
     links = _links.setdefault(asyncio.get_running_loop(), {})
-    key = (factory.link_key, namespace_of(token))
+    key = (factory.link_key, claims_of(token).get("ns"))
     link = links.get(key)
     if link is None or link.failed:
         link = links[key] = Link(factory, token, patience)

@@ -18,6 +18,7 @@ REFUSE   server     sequence (8), tag (16), JSON: error
 RECEIPT  client     count (4): so many more deliveries were received
 LOST     server     mailbox (16), JSON: error
 NEWS     server     JSON: where owners of watched mailboxes are, by uid
+TOKENS   server     JSON: what to show when coming back, by uid; "" for the connection
 =======  =========  =========================================================
 
 CONFIRM and RECEIPT leave with other records, or alone a few milliseconds later: for
@@ -53,7 +54,7 @@ NAMESPACE_HEADER = "Academy-Namespace"
 """Whose mailboxes a guest is after."""
 
 WELCOME, CALL, REPLY, SEND, DELIVER, CONFIRM, REFUSE, RECEIPT, LOST = range(1, 10)
-NEWS = 10
+NEWS, TOKENS = 10, 11
 
 REDELIVERED = 128
 """Flag of a delivery that an earlier incarnation may have worked on."""
@@ -86,6 +87,7 @@ _SMALLEST = {
     RECEIPT: _NUMBERED.size,
     LOST: _LOST.size,
     NEWS: HEAD.size,
+    TOKENS: HEAD.size,
 }
 
 
@@ -163,6 +165,26 @@ def news(changes: Mapping[bytes, Presence]) -> bytes:
     content = {uid.hex(): presence.packed() for uid, presence in changes.items()}
     body = json.dumps(content).encode()
     return HEAD.pack(HEAD.size + len(body), NEWS) + body
+
+
+def tokens(issued: Mapping[bytes, str]) -> bytes:
+    """Pack a TOKENS record."""
+    content = {uid.hex(): token for uid, token in issued.items()}
+    body = json.dumps(content).encode()
+    return HEAD.pack(HEAD.size + len(body), TOKENS) + body
+
+
+def read_tokens(record: memoryview) -> dict[bytes, str]:
+    """Unpack a TOKENS record.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    try:
+        content = read_json(record)
+        return {bytes.fromhex(uid): str(token) for uid, token in content.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ProtocolError(f"no tokens: {error}") from error
 
 
 def read_news(record: memoryview) -> dict[bytes, Presence]:

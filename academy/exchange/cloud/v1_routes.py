@@ -38,7 +38,7 @@ def add_routes(
     globus: GlobusIdentities | None = None,
     *,
     grace: float = GRACE,
-) -> None:
+) -> V1Routes:
     """Serve protocol v1 under `/` and under `/v1`.
 
     Args:
@@ -54,6 +54,7 @@ def add_routes(
             app.router.add_route(method, prefix + path, routes.answers(handler))
     app.cleanup_ctx.append(routes.run)
     app.on_shutdown.append(routes.stop)
+    return routes
 
 
 class V1Routes:
@@ -71,6 +72,7 @@ class V1Routes:
         self._globus = globus
         self._grace = grace
         self._servers: dict[str, V1Server] = {}
+        self._open: dict[int, tuple[web.Request, Credentials]] = {}
         self._stopping = False
 
     async def run(self, _: web.Application) -> AsyncIterator[None]:
@@ -110,11 +112,20 @@ class V1Routes:
                 limit = self._namespaces.limits.max_message_bytes
                 parameters = await v1_http.read_parameters(request, limit)
                 server = await self._server(by)
+                self._open[id(request)] = request, by
                 return await handler(server, request, by, parameters)
             except AcademyError as error:
                 return v1_http.refusal(error)
+            finally:
+                self._open.pop(id(request), None)
 
         return answer
+
+    def cut_void(self) -> None:
+        """Break off what was asked for with a token that is void now."""
+        for request, by in list(self._open.values()):
+            if self._authority.is_void(by) and request.transport is not None:
+                request.transport.abort()
 
     async def _identify(self, token: str | None, request: web.Request) -> Credentials:
         # Tokens of Globus Auth are opaque; those of the exchange have three parts.
