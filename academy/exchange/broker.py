@@ -126,7 +126,21 @@ class Broker:
         """Finish the work at hand and close the store. May be called twice."""
         await self.settle()
         self._expiry.stop()
+        self._opened = False
         await self._store.close()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody is connected and nothing is left to do."""
+        return not self._sessions and self._turning is None
+
+    def dismiss(self, error: AcademyError) -> None:
+        """Send all clients away; they may connect again, here or to another broker."""
+        for session in list(self._sessions.values()):
+            self.disconnect(session)
+            # At once: what it has posted meanwhile may build on what was not stored.
+            self._depart(session)
+            session.consumer.reset(error)
 
     # --- sessions
 
@@ -901,11 +915,7 @@ class Broker:
         logger.error("all clients must connect again: %s", error)
         self._opened = False
         self._outgoing.clear()
-        for session in list(self._sessions.values()):
-            self.disconnect(session)
-            # At once: what it has posted meanwhile builds on what was not stored.
-            self._depart(session)
-            session.consumer.reset(error)
+        self.dismiss(error)
         self._attendance.reset()
         for done in asked:
             if not done.done():

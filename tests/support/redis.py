@@ -20,6 +20,12 @@ from tests.support.server import free_port
 START_TIMEOUT = 30.0
 
 
+def start_with_us(command: list[str]) -> subprocess.Popen[bytes]:
+    """Start a process that ends when this one does, however that ends."""
+    command = ["setpriv", "--pdeathsig", "KILL", *command]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL)
+
+
 class Redis:
     """`redis-server` on a port that it keeps; it ends with this process.
 
@@ -55,10 +61,10 @@ class Redis:
             "daemonize": "no",
             **self.options,
         }
-        command = ["setpriv", "--pdeathsig", "KILL", "redis-server"]
+        command = ["redis-server"]
         for name, value in options.items():
             command += [f"--{name}", value]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        self.process = start_with_us(command)
         deadline = time.monotonic() + START_TIMEOUT
         while not self._ask().startswith((b"+PONG", b"-NOAUTH")):
             assert self.process.poll() is None, self.log
@@ -110,9 +116,12 @@ async def redis_store(url: str, namespace: str = "test") -> AsyncIterator[RedisS
 
 
 async def take(
-    server: RedisServer, namespace: str = "test", owner: str = "test"
+    server: RedisServer,
+    namespace: str = "test",
+    owner: str = "test",
+    seconds: float = 60,
 ) -> RedisStore:
     """Take a namespace, as an exchange server does; return its store."""
-    token, holder = await RedisLeases(server, owner, 60).take(namespace)
+    token, holder = await RedisLeases(server, owner, seconds).take(namespace)
     assert token, f"{holder} has {namespace}"
     return RedisStore(server, namespace, token)

@@ -48,15 +48,14 @@ class ExchangeServer:
     Args:
         folder: for its configuration, database and log.
         tls: speak https; proxies that look at what passes can make nothing of it.
-        sections: of the configuration, for example `limits={"max_message_bytes": 9}`,
-            and files, for example `certfile=path`.
+        config: keys, and sections such as `limits={"max_message_bytes": 9}`.
 
     Attributes:
         environment: what it gets in addition to the environment of the test.
         module: what is run.
     """
 
-    def __init__(self, folder: Path, *, tls: bool = False, **sections: Any) -> None:
+    def __init__(self, folder: Path, *, tls: bool = False, **config: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.database = folder / "exchange.db"
@@ -65,18 +64,22 @@ class ExchangeServer:
         self.key_file = folder / "key"
         self.home = folder / "home"
         self.scheme = "https" if tls else "http"
-        sections = {
+        config = {
+            "port": self.port,
+            "tls": tls,
             "backend": {"path": str(self.database)},
-            **sections,
-            "auth": {"key_file": str(self.key_file), **sections.get("auth", {})},
+            **config,
+            "auth": {"key_file": str(self.key_file), **config.get("auth", {})},
         }
-        lines = [f"port = {self.port}", f"tls = {json.dumps(tls)}"]
-        for name, section in sections.items():
-            if isinstance(section, Path):
-                lines.insert(0, f"{name} = {json.dumps(str(section))}")
-                continue
-            lines.append(f"[{name}]")
-            lines += [f"{key} = {json.dumps(value)}" for key, value in section.items()]
+        sections = {k: v for k, v in config.items() if isinstance(v, dict)}
+        keys = {k: v for k, v in config.items() if k not in sections}
+        lines = []
+        for name, section in {"": keys, **sections}.items():
+            lines += [f"[{name}]"] if name else []
+            lines += [
+                f"{key} = {json.dumps(value, default=str)}"
+                for key, value in section.items()
+            ]
         self.module = "academy.exchange.cloud"
         self.environment = {"ACADEMY_HOME": str(self.home)}
         self.config_file.write_text("\n".join(lines))

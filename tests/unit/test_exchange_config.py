@@ -101,7 +101,7 @@ def test_an_unknown_key_of_a_section_is_named_with_its_neighbours(file: Path) ->
     words = refusal(file, '[backend]\nkind = "memory"\ndurabilty = "power"\n')
 
     assert "unknown key 'backend.durabilty', did you mean 'durability'?" in words
-    assert words.endswith("Known here: kind, path, durability.")
+    assert "Known here: kind, path, durability, url, " in words
 
 
 def test_an_unknown_key_like_no_other_is_named_with_all_others(file: Path) -> None:

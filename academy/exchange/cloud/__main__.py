@@ -16,7 +16,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from academy.exception import StorageError
-from academy.exchange.cloud.app import create_app
+from academy.exchange.cloud.app import SERVER, create_app
 from academy.exchange.cloud.config import ExchangeServingConfig
 from academy.exchange.cloud.credentials import forget, known_exchanges, remember
 from academy.exchange.cloud.logs import set_up_logging
@@ -94,6 +94,8 @@ async def serve(config: ExchangeServingConfig, until_parent_ends: bool) -> None:
             ) from error
         scheme = "https" if certificate else "http"
         url = f"{scheme}://{_visible(config.host)}:{runner.addresses[0][1]}"
+        digest = certificate.digest() if certificate else None
+        app[SERVER].namespaces.listening(url, digest)
         names = [url, *_other_names(config.host, url)]
         fingerprint = certificate.fingerprint if certificate else None
         _remember(config, names, fingerprint)

@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 
 from aiohttp import WSCloseCode, web
 
@@ -33,6 +34,10 @@ logger = logging.getLogger(__name__)
 ENDING = "the exchange is about to end: connect again"
 GROUP = 100
 """Clients that are disconnected at once when it ends."""
+SERVER: web.AppKey[Server] = web.AppKey("server")
+"""Where an application keeps its server."""
+PATHS = frozenset({protocol.PATH, *v1_routes.PATHS})
+"""Paths of what belongs to a namespace."""
 
 
 def create_app(config: ExchangeServingConfig | None = None) -> web.Application:
@@ -40,6 +45,7 @@ def create_app(config: ExchangeServingConfig | None = None) -> web.Application:
     config = config or ExchangeServingConfig()
     server = Server(config)
     app = web.Application()
+    app[SERVER] = server
     app.router.add_get(protocol.PATH, server.connect)
     server.operations.add_routes(app)
     globus = config.auth.globus()
@@ -48,6 +54,15 @@ def create_app(config: ExchangeServingConfig | None = None) -> web.Application:
         login.add_route(app, server.authority, globus)
     guard = Guard(server.authority, server.operations.connections, v1.cut_void)
     app.cleanup_ctx.extend([server.run, guard.run])
+    if (ownership := server.namespaces.ownership) is not None:
+        from academy.exchange.cloud.relay import Relay
+
+        identify = partial(
+            v1_routes.identify, authority=server.authority, globus=globus
+        )
+        relay = Relay(ownership, identify, PATHS, server.max_frame_bytes)
+        app.middlewares.append(relay.to_owner)
+        app.cleanup_ctx.append(relay.run)
     return app
 
 
@@ -60,6 +75,11 @@ class Server:
         limits = config.limits.broker_limits()
         self.namespaces = Namespaces(config.backend, limits)
         self.operations = Operations(config.operations, self.namespaces, self.authority)
+
+    @property
+    def max_frame_bytes(self) -> int:
+        """Bytes of the largest WebSocket message: a large record among small ones."""
+        return self.config.limits.max_message_bytes + 2 * 1_000_000
 
     async def run(self, app: web.Application) -> AsyncIterator[None]:
         """Keep the stores open for as long as the application runs."""
@@ -109,9 +129,8 @@ class Server:
             return self._refuse(request, 400, error)
         except ValueError as error:
             return self._refuse(request, 400, ProtocolError(str(error)))
-        limit = self.config.limits.max_message_bytes
         ws = web.WebSocketResponse(
-            max_msg_size=limit + 2 * 1_000_000,
+            max_msg_size=self.max_frame_bytes,
             heartbeat=self.config.heartbeat_interval,
             compress=False,
         )

@@ -50,8 +50,11 @@ class Certificate:
             ValueError: something else lies there.
         """
         path = _self_signed(path or get_academy_home() / "exchange.pem")
-        digest = _load(path).fingerprint(hashes.SHA256())
-        return cls(path, fingerprint=digest.hex())
+        return cls(path, fingerprint=cls(path).digest())
+
+    def digest(self) -> str:
+        """Return its SHA-256, which other servers of this exchange pin in any case."""
+        return _load(self.certfile).fingerprint(hashes.SHA256()).hex()
 
     def context(self) -> ssl.SSLContext:
         """Return what a server needs.

@@ -7,7 +7,15 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from academy.exchange.cloud.auth import (
     DEFAULT_NAMESPACE,
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
     from academy.exchange.cloud.certificate import Certificate
     from academy.exchange.cloud.globus_identities import GlobusIdentities
     from academy.exchange.store import Store
+    from academy.exchange.store.redis_server import RedisServer
 
 
 class _Section(BaseModel):
@@ -105,18 +114,50 @@ class BackendConfig(_Section):
     """Where mailboxes and messages are kept.
 
     Attributes:
-        kind: "sqlite" (a file), or "memory" (also spelled "python"; ends with the
-            process).
+        kind: "sqlite" (a file), "redis" (shared by several servers), or "memory"
+            (also spelled "python"; ends with the process).
         path: the SQLite file of the default namespace, on a local disk; another
             one's has its name before the suffix. Default: `exchange.db` under the
             Academy home, or under /var/tmp if the home is on a network file system.
         durability: "process" survives the death of any process, "power" a power cut
             as well, at the price of a wait for the disk.
+        url: of Redis: redis://, rediss:// or unix://, with its password if it has one.
+        prefix: what the names of all keys in Redis begin with.
+        patience: seconds to wait for a Redis that restarts before clients are told.
+        replicas: of Redis that have to have what is confirmed.
+        lease_seconds: after which another server takes over from one that has died.
+        idle_seconds: after which a namespace that nobody uses is given up.
+        advertise: url of this server for the other ones. Default: the one it prints.
     """
 
-    kind: Literal["sqlite", "memory"] = "sqlite"
+    kind: Literal["sqlite", "redis", "memory"] = "sqlite"
     path: Path | None = None
     durability: Literal["process", "power"] = "process"
+    url: SecretStr | None = None
+    prefix: str = Field(default="academy", pattern=r"^[^{}]+$")
+    patience: float = Field(default=10, ge=0)
+    replicas: int = Field(default=0, ge=0)
+    lease_seconds: float = Field(default=3, gt=0)
+    idle_seconds: float = Field(default=300, gt=0)
+    advertise: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.kind == "redis" and self.url is None:
+            raise ValueError('kind = "redis" needs its url = "redis://…"')
+        return self
+
+    def redis(self) -> RedisServer:
+        """Make the connections to Redis."""
+        from academy.exchange.store.redis_server import RedisServer
+
+        assert self.url is not None
+        return RedisServer(
+            self.url.get_secret_value(),
+            patience=self.patience,
+            replicas=self.replicas,
+            prefix=self.prefix,
+        )
 
     @field_validator("kind", mode="before")
     @classmethod
@@ -124,7 +165,7 @@ class BackendConfig(_Section):
         return "memory" if kind == "python" else kind
 
     def store(self, namespace: str = DEFAULT_NAMESPACE) -> Store:
-        """Make the store of a namespace."""
+        """Make the store of a namespace, for an exchange of one server."""
         if self.kind == "memory":
             from academy.exchange.store.memory import MemoryStore
 

@@ -9,15 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from academy.exception import AcademyError, StorageError
 from academy.exchange.broker import Broker
 from academy.exchange.cloud.auth import DEFAULT_NAMESPACE
 from academy.exchange.store.measured import MeasuredStore
 
 if TYPE_CHECKING:
     from academy.exchange.cloud.config import BackendConfig
+    from academy.exchange.cloud.ownership import Ownership
     from academy.exchange.mailbox import Limits
+    from academy.exchange.store import Store
+
+logger = logging.getLogger(__name__)
 
 
 logger = logging.getLogger(__name__)
@@ -26,31 +32,57 @@ logger = logging.getLogger(__name__)
 class Namespaces:
     """Opens the broker of a namespace when somebody of it comes, and keeps it open.
 
+    Where several servers share a Redis, it is kept open for as long as the namespace is
+    this server's and somebody uses it.
+
     Invariant: `_opening` has a task for each namespace that was asked for; its result
     is the broker, and `stores` has what it stores in. A broker that did not open is
-    tried again by whoever comes next.
+    tried again by whoever comes next. `_ending` has a task for each one that is being
+    closed; it opens again only after.
     """
 
     def __init__(self, backend: BackendConfig, limits: Limits) -> None:
         self.limits = limits
+        self.ownership: Ownership | None = None
+        if backend.kind == "redis":
+            from academy.exchange.cloud.ownership import Ownership
+
+            self.ownership = Ownership(
+                backend.redis(), backend.lease_seconds, backend.advertise
+            )
         self._backend = backend
         self._opening: dict[str, asyncio.Task[Broker]] = {}
         self.stores: dict[str, MeasuredStore] = {}
+        self._ending: dict[str, asyncio.Task[None]] = {}
+        self._idle_since: dict[str, float] = {}
+        self._keeping: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Open the default namespace, to learn at once whether storage works.
+        """Learn at once whether storage works.
 
         Raises:
             StorageError: it does not.
         """
-        await self.broker(DEFAULT_NAMESPACE)
+        if self.ownership is not None:
+            await self.ownership.check()
+        else:
+            await self.broker(DEFAULT_NAMESPACE)
+
+    def listening(self, url: str, fingerprint: str | None = None) -> None:
+        """Learn where other servers reach this one."""
+        if self.ownership is not None:
+            self.ownership.listening(url, fingerprint)
+            loop = asyncio.get_running_loop()
+            self._keeping = loop.create_task(self._keep(self.ownership))
 
     async def broker(self, name: str) -> Broker:
         """Return the broker of a namespace.
 
         Raises:
-            StorageError: its store does not open.
+            StorageError: its store does not open, or is another server's.
         """
+        while (ending := self._ending.get(name)) is not None:
+            await asyncio.wait([ending])
         task = self._opening.get(name)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._open(name))
@@ -59,16 +91,26 @@ class Namespaces:
         return await asyncio.shield(task)
 
     async def _open(self, name: str) -> Broker:
-        store = self.stores[name] = MeasuredStore(self._backend.store(name))
-        broker = Broker(store, self.limits)
         try:
-            await broker.open()
+            store = self.stores[name] = MeasuredStore(await self._store(name))
+            broker = Broker(store, self.limits)
+            try:
+                await broker.open()
+            except BaseException:
+                await broker.close()
+                raise
         except BaseException:
+            if self.ownership is not None:
+                await self.ownership.give_up(name)
             del self._opening[name]
-            await broker.close()
             raise
         logger.info("namespace %s is open", name)
         return broker
+
+    async def _store(self, name: str) -> Store:
+        if self.ownership is None:
+            return self._backend.store(name)
+        return await self.ownership.store(name)
 
     @property
     def brokers(self) -> Mapping[str, Broker]:
@@ -85,6 +127,8 @@ class Namespaces:
         Raises:
             StorageError: one does not.
         """
+        if self.ownership is not None:
+            await self.ownership.check()
         for name, broker in self.brokers.items():
             store = self.stores[name]
             await broker.check()
@@ -97,8 +141,60 @@ class Namespaces:
 
     async def close(self) -> None:
         """Finish the work at hand and close all stores. May be called twice."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait([self._keeping])
         if opening := list(self._opening.values()):
             await asyncio.wait(opening)
-        brokers = self.brokers
-        self._opening.clear()
-        await asyncio.gather(*(broker.close() for broker in brokers.values()))
+        for name in self._opening:
+            self._end(name, StorageError("the exchange is stopping"))
+        if ending := list(self._ending.values()):
+            await asyncio.wait(ending)
+        if self.ownership is not None:
+            await self.ownership.close()
+
+    # --- of several servers
+
+    async def _keep(self, ownership: Ownership) -> None:
+        """Renew what is ours, and end what is lost or not used, until cancelled."""
+        while True:
+            try:
+                for name in await ownership.renew():
+                    self._end(name, StorageError(f"{name} is another server's now"))
+            except Exception:
+                logger.exception("what was renewed is not known")
+            self._end_idle(ownership)
+            await asyncio.sleep(ownership.renewal_interval)
+
+    def _end_idle(self, ownership: Ownership) -> None:
+        now, brokers = asyncio.get_running_loop().time(), self.brokers
+        idle = {
+            name: self._idle_since.get(name, now)
+            for name in ownership.namespaces
+            if name not in self._opening or (name in brokers and brokers[name].is_idle)
+        }
+        self._idle_since = idle
+        for name, since in idle.items():
+            if now - since >= self._backend.idle_seconds:
+                self._end(name, StorageError(f"nobody uses {name}"))
+
+    def _end(self, name: str, error: AcademyError) -> None:
+        if name not in self._ending:
+            ending = self._close_one(name, error)
+            self._ending[name] = asyncio.get_running_loop().create_task(ending)
+
+    async def _close_one(self, name: str, error: AcademyError) -> None:
+        logger.info("closing namespace %s: %s", name, error)
+        try:
+            task = self._opening.get(name)
+            if task is not None:
+                await asyncio.wait([task])
+                with suppress(StorageError):
+                    broker = task.result()
+                    broker.dismiss(error)
+                    await broker.close()
+                self._opening.pop(name, None)
+            if self.ownership is not None:
+                await self.ownership.give_up(name)
+        finally:
+            del self._ending[name]

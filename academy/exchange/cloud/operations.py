@@ -16,6 +16,7 @@ from academy.exchange.cloud.auth import DEFAULT_NAMESPACE, Authority, bearer
 from academy.exchange.cloud.metrics import Metrics, Numbers, capped
 
 if TYPE_CHECKING:
+    from academy.exchange.broker import Broker
     from academy.exchange.cloud.config import OperationsConfig
     from academy.exchange.cloud.connection import Connection
     from academy.exchange.cloud.namespaces import Namespaces
@@ -86,8 +87,8 @@ class Operations:
             return web.json_response({"error": str(error)}, status=401)
         brokers = self._namespaces.brokers
         numbers = [
-            (name, await self._numbers_of(name))
-            for name in brokers
+            (name, await self._numbers_of(name, broker))
+            for name, broker in brokers.items()
             if only in (None, name)
         ]
         turned_away = self.turned_away if only is None else None
@@ -109,8 +110,7 @@ class Operations:
         is_operator = credentials.namespace == DEFAULT_NAMESPACE
         return None if is_operator else credentials.namespace
 
-    async def _numbers_of(self, namespace: str) -> Numbers:
-        broker = self._namespaces.brokers[namespace]
+    async def _numbers_of(self, namespace: str, broker: Broker) -> Numbers:
         store = self._namespaces.stores[namespace]
         census = await broker.census()
         open_ = [c for c, name in self.connections.items() if name == namespace]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PREFIXES = ("", "/v1")
+PATHS = frozenset(prefix + path for prefix in PREFIXES for _, path in ROUTES)
 GRACE = 30.0
 """Seconds without a request after which an owner counts as away."""
 
@@ -55,6 +56,22 @@ def add_routes(
     app.cleanup_ctx.append(routes.run)
     app.on_shutdown.append(routes.stop)
     return routes
+
+
+async def identify(
+    request: web.Request, authority: Authority, globus: GlobusIdentities | None
+) -> Credentials:
+    """Return who asks.
+
+    Raises:
+        UnauthorizedError: nobody whom this exchange knows.
+    """
+    token = bearer(request.headers)
+    # Tokens of Globus Auth are opaque; those of the exchange have three parts.
+    if globus is None or not token or token.count(".") == 2:
+        return authority.verify(token)
+    namespace = request.headers.get(protocol.NAMESPACE_HEADER, "")
+    return await globus.identify(token, namespace)
 
 
 class V1Routes:
@@ -104,7 +121,7 @@ class V1Routes:
                     raise StorageError("the exchange is stopping")
                 token = bearer(request.headers)
                 try:
-                    by = await self._identify(token, request)
+                    by = await identify(request, self._authority, self._globus)
                 except UnauthorizedError as error:
                     logger.warning("turned away %s: %s", request.remote, error)
                     return v1_http.refusal(error, 403 if token else 401)
@@ -126,13 +143,6 @@ class V1Routes:
         for request, by in list(self._open.values()):
             if self._authority.is_void(by) and request.transport is not None:
                 request.transport.abort()
-
-    async def _identify(self, token: str | None, request: web.Request) -> Credentials:
-        # Tokens of Globus Auth are opaque; those of the exchange have three parts.
-        if self._globus is None or not token or token.count(".") == 2:
-            return self._authority.verify(token)
-        namespace = request.headers.get(protocol.NAMESPACE_HEADER, "")
-        return await self._globus.identify(token, namespace)
 
     async def _server(self, by: Credentials) -> V1Server:
         # Guests open no namespaces: they could be anybody, and name anything.

@@ -24,6 +24,7 @@ class RedisLeases:
         self.seconds = seconds
         self.owner = owner
         self._server = server
+        self._servers = f"{server.prefix}:servers"
 
     async def owner_of(self, namespace: str) -> str | None:
         """Return who owns a namespace, if anybody does."""
@@ -54,6 +55,17 @@ class RedisLeases:
         """Let others take a namespace at once; its token is worth nothing then."""
         meta = self._server.key(namespace, "meta")
         await self._server.run(scripts.GIVE_UP, meta, token)
+
+    async def announce(self, count: int) -> dict[str, int]:
+        """Say how many namespaces this server has; return that of each other one."""
+        found = await self._server.run(
+            scripts.ANNOUNCE, self._servers, self.owner, count, self._milliseconds
+        )
+        return {owner.decode(): count for owner, count in found}
+
+    async def withdraw(self) -> None:
+        """Announce this server no more."""
+        await self._server.call("HDEL", self._servers, self.owner)
 
     @property
     def _milliseconds(self) -> int:

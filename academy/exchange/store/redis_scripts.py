@@ -250,7 +250,9 @@ TAKE = (
     + """
 local lease = prefix .. 'lease'
 local owner = redis.call('get', lease)
-if owner and owner ~= ARGV[1] then
+if owner == ARGV[1] then
+  return {tonumber(redis.call('hget', KEYS[1], 'token')), owner}
+elseif owner then
   return {0, owner}
 end
 redis.call('del', lease)
@@ -259,7 +261,7 @@ redis.call('set', lease, ARGV[1], 'px', ARGV[2])
 return {token, ARGV[1]}
 """
 )
-"""who asks, milliseconds. The new token, or 0; who owns the namespace."""
+"""who asks, milliseconds. The token, or 0; who owns the namespace."""
 
 RENEW = (
     _PREFIX
@@ -287,3 +289,24 @@ return 1
 """
 )
 """token."""
+
+ANNOUNCE = """
+local time, found = redis.call('time'), {}
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('hdel', KEYS[1], ARGV[1])
+local all = redis.call('hgetall', KEYS[1])
+for i = 1, #all, 2 do
+  local ends, count = string.match(all[i + 1], '(%d+) (%d+)')
+  if tonumber(ends) < now then
+    redis.call('hdel', KEYS[1], all[i])
+  else
+    found[#found + 1] = {all[i], tonumber(count)}
+  end
+end
+redis.call('hset', KEYS[1], ARGV[1], string.format('%d %d', now + ARGV[3], ARGV[2]))
+return found
+"""
+"""who, how many namespaces it has, milliseconds: the same of all others.
+
+KEYS[1] is `academy:servers`, a hash: who -> when that ends, and how many namespaces.
+"""
