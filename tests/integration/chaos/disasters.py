@@ -54,6 +54,14 @@ async def fill_disk(storm: Storm) -> None:
             await a_while(storm)
 
 
+async def restart_redis(storm: Storm) -> None:
+    async with storm.site.busy:
+        assert storm.site.redis is not None
+        storm.site.redis.kill()
+        await a_while(storm)
+        await asyncio.to_thread(storm.site.redis.start)
+
+
 async def set_clock(storm: Storm) -> None:
     """By seconds or days, back or ahead."""
     async with storm.site.busy:
@@ -136,6 +144,7 @@ ALL: list[Disaster] = [
     stop_server,
     freeze_server,
     fill_disk,
+    restart_redis,
     set_clock,
     kill_agent,
     kill_agent,

@@ -10,6 +10,7 @@ from typing import Any
 from academy.exchange import HttpExchangeFactory
 from tests.support.clock import Clock
 from tests.support.disk import SmallDisk
+from tests.support.redis import Redis
 from tests.support.server import ExchangeServer
 
 
@@ -21,6 +22,7 @@ class Site:
         dice: which of them.
         disk: where they store, if it can be filled.
         clock: which they all read, if it can be set.
+        redis: where they store, if they share one.
 
     Attributes:
         busy: held while something happens that is to be over before the next.
@@ -33,12 +35,24 @@ class Site:
         *,
         disk: SmallDisk | None = None,
         clock: Clock | None = None,
+        redis: Redis | None = None,
     ) -> None:
         self.servers = servers
         self.disk = disk
         self.clock = clock
+        self.redis = redis
         self.busy = asyncio.Lock()
         self._dice = dice
+
+    def can_have(self, disaster: object) -> bool:
+        """Whether it stands on what a disaster happens to."""
+        stands_on = {
+            "fill_disk": self.disk,
+            "restart_redis": self.redis,
+            "set_clock": self.clock,
+        }
+        name = getattr(disaster, "__name__", "")
+        return stands_on.get(name, self) is not None
 
     def port(self) -> int:
         """Return where the next connection goes, as a load balancer would choose."""

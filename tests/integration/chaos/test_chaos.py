@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,7 +21,9 @@ from tests.integration.chaos.site import Site
 from tests.integration.chaos.storm import Storm
 from tests.support.clock import Clock
 from tests.support.disk import SmallDisk
+from tests.support.redis import Redis
 from tests.support.server import ExchangeServer
+from tests.support.servers import exchange_servers
 
 CALLS = 10_000
 MORE = range(1000, 1050)
@@ -44,9 +46,21 @@ def one_server_over_sqlite(
             yield Site([server], dice, disk=disk, clock=clock)
 
 
+@contextmanager
+def three_servers_over_redis(folder: Path, dice: random.Random) -> Iterator[Site]:
+    clock = Clock(folder / "clock")
+    with Redis(folder / "redis") as redis, ExitStack() as running:
+        servers = exchange_servers(folder, redis)
+        for server in servers:
+            server.environment |= clock.environment()
+            running.enter_context(server)
+        yield Site(servers, dice, clock=clock, redis=redis)
+
+
 SITES: dict[str, Make] = {
     "sqlite": one_server_over_sqlite,
     "tls": partial(one_server_over_sqlite, tls=True),
+    "redis": three_servers_over_redis,
 }
 
 
@@ -57,8 +71,9 @@ RUNS = RUNS or [(site, seed) for seed, site in enumerate(SITES, 1)]
 
 async def weather(make: Make, folder: Path, seed: int) -> None:
     dice = random.Random(seed)
-    disasters = dice.sample(ALL, len(ALL))
     with make(folder, dice) as site:
+        possible = [disaster for disaster in ALL if site.can_have(disaster)]
+        disasters = dice.sample(possible, len(possible))
         storm = Storm(site, folder, seed, CALLS)
         faults = ["it was not over in time"]
         try:
@@ -72,7 +87,7 @@ async def weather(make: Make, folder: Path, seed: int) -> None:
 
 
 def _show_logs(folder: Path) -> None:
-    for log in folder.glob("*.log"):
+    for log in folder.glob("**/*.log"):
         print(f"--- {log.name}", log.read_text()[-5000:], sep="\n")
 
 
