@@ -69,9 +69,16 @@ async def identify(
     token = bearer(request.headers)
     # Tokens of Globus Auth are opaque; those of the exchange have three parts.
     if globus is None or not token or token.count(".") == 2:
-        return authority.verify(token)
+        return authority.verify(token, _session(request))
     namespace = request.headers.get(protocol.NAMESPACE_HEADER, "")
     return await globus.identify(token, namespace)
+
+
+def _session(request: web.Request) -> bytes:
+    try:
+        return bytes.fromhex(request.headers.get(protocol.SESSION_HEADER, ""))
+    except ValueError:
+        return b""
 
 
 class V1Routes:
