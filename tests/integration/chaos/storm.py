@@ -24,7 +24,8 @@ CALLERS = 4
 OUTSTANDING = 32
 PATIENCE = 300.0
 """Seconds that a storm may take."""
-WIRE = {"heartbeat": 1.0, "request_timeout_s": 2.0, "retries": 6}
+WIRE = {"heartbeat": 1.0, "request_timeout_s": 30.0, "retries": 6}
+"""An agent that starts while its exchange is away waits for `request_timeout_s`."""
 
 Disaster = Callable[["Storm"], Awaitable[None]]
 

@@ -26,6 +26,8 @@ from tests.support.server import ExchangeServer
 from tests.support.servers import exchange_servers
 
 CALLS = 10_000
+TOKEN_LIFETIME = 2
+"""Seconds; tokens are renewed all the time."""
 MORE = range(1000, 1050)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -40,7 +42,8 @@ def one_server_over_sqlite(
     with SmallDisk(folder / "disk") as disk:
         clock = Clock(folder / "clock")
         backend = {"path": str(disk.path / "exchange.db")}
-        server = ExchangeServer(folder, tls=tls, backend=backend)
+        auth = {"key_file": str(folder / "key"), "token_lifetime": TOKEN_LIFETIME}
+        server = ExchangeServer(folder, tls=tls, auth=auth, backend=backend)
         server.environment |= clock.environment()
         with server:
             yield Site([server], dice, disk=disk, clock=clock)
