@@ -19,7 +19,7 @@ current_client: ContextVar[Credentials | None] = ContextVar(
 
 OF_ALL = ("academy.exchange.broker", "academy.exchange.store")
 """Loggers of what works for all clients of a namespace."""
-BURST = 20
+BURST = 100
 """Records of one kind, from WARNING on, that may come at once."""
 PER_SECOND = 1.0
 """How many of them may follow."""
