@@ -18,14 +18,29 @@ from typing import Any
 
 import pytest
 
-from academy.exchange.cloud import HttpExchangeFactory
+from academy.agent import Agent, action
+from academy.exception import ExchangeError
+from academy.exchange.cloud import HttpExchangeFactory, find_url
 from academy.handle import Handle
+from academy.manager import Manager
 from tests.support.globus import ComputeLab
 from tests.support.slurm import PBS_COMMANDS, NetnsLab, SlurmLab, until
 
 pytestmark = pytest.mark.hpc
 
 BIN = Path(sys.executable).parent
+
+
+class Counter(Agent):
+    """Counts, in this process."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @action
+    async def add(self, number: int) -> int:
+        self.count += number
+        return self.count
 
 
 class Desk:
@@ -43,7 +58,10 @@ class Desk:
         shutil.copytree(root / "configs", self.configs)
         for script in self.examples.glob("*.sh"):
             self.change(script, "~/venv", sys.prefix)
-        for script in self.examples.glob("*_agent.sh"):
+        for script in (
+            *self.examples.glob("*_agent.sh"),
+            *self.examples.glob("*_exchange.sh"),
+        ):
             self.change(script, "24:00:00", "00:30:00")  # More is not to be had here.
 
     def change(self, file: Path, old: str, new: str) -> None:
@@ -249,6 +267,66 @@ async def test_an_agent_goes_on_in_the_next_pbs_job(
     # The walltime of the first job, in effect.
     desk.run("qsub", "-v", "AGENT_SECONDS=6", "qsub_agent.sh")
     await check_that_it_goes_on(exchange, desk, lambda job: None)
+    wait_for_empty_queue(pbs)
+
+
+# --- an exchange in one job after the other
+
+
+async def url_of_exchange() -> str:
+    while True:
+        try:
+            return find_url("campaign")
+        except ExchangeError:
+            await asyncio.sleep(0.1)
+
+
+def running_jobs(lab: SlurmLab) -> list[str]:
+    return [job for job, state in lab.jobs().items() if state == "RUNNING"]
+
+
+async def check_that_the_exchange_goes_on(
+    lab: SlurmLab, end_time: Callable[[str], object]
+) -> None:
+    """Follow the exchange from one job into the next, with a program and its agent."""
+    async with asyncio.timeout(100):
+        first = await url_of_exchange()
+        [job] = running_jobs(lab)
+        factory = HttpExchangeFactory(first, retries=8)
+        async with await Manager.from_exchange_factory(factory) as manager:
+            counter = await manager.launch(Counter)
+            assert await counter.action(Counter.add, 1) == 1
+            end_time(job)
+            while find_url("campaign") == first:
+                await asyncio.sleep(0.1)
+            # The next job takes up where the one before has stopped.
+            assert await counter.action(Counter.add, 1) == 2
+        [following] = running_jobs(lab)
+    assert following != job
+    lab.run("scancel", following)
+
+
+@pytest.mark.slow
+async def test_an_exchange_goes_on_in_the_next_slurm_job(
+    hosts: NetnsLab, desk: Desk
+) -> None:
+    desk.run("sbatch", "sbatch_exchange.sh")
+
+    def end_time(job: str) -> None:
+        hosts.run("scancel", "--batch", "--signal=USR1", job)
+
+    await check_that_the_exchange_goes_on(hosts, end_time)
+    wait_for_empty_queue(hosts)
+    assert len(list(desk.examples.glob("exchange-*.out"))) == 2
+
+
+@pytest.mark.slow
+async def test_an_exchange_goes_on_in_the_next_pbs_job(
+    pbs: NetnsLab, desk: Desk
+) -> None:
+    # The walltime of the first job, in effect.
+    desk.run("qsub", "-v", "EXCHANGE_SECONDS=8", "qsub_exchange.sh")
+    await check_that_the_exchange_goes_on(pbs, lambda job: None)
     wait_for_empty_queue(pbs)
 
 

@@ -9,7 +9,7 @@ import re
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from academy.exception import MailboxFullError
-from academy.exchange.cloud import protocol
+from academy.exchange.cloud import HttpExchangeFactory, find_url, protocol
 from academy.exchange.cloud.app import create_app
 from academy.exchange.cloud.config import BackendConfig, ExchangeServingConfig
 from academy.exchange.cloud.logs import BURST
@@ -380,3 +380,43 @@ def test_systemd_is_told_when_it_listens_and_when_it_ends(
             assert told == f"READY=1\nSTATUS=exchange at {exchange.url}"
             assert exchange.stop() == 0
         assert systemd.recv(1000) == b"STOPPING=1"
+
+
+# --- it goes elsewhere
+
+
+async def test_programs_follow_an_exchange_that_has_a_name_to_another_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from one batch job to the next, on another node."""
+    folder = tmp_path / "exchange"
+    monkeypatch.setenv("ACADEMY_HOME", str(folder / "home"))
+    monkeypatch.setenv("ACADEMY_EXCHANGE__NAME", "campaign")
+    moves = []
+    with ExitStack() as exchanges:
+        running = [exchanges.enter_context(ExchangeServer(folder))]
+
+        async def move() -> None:
+            assert await asyncio.to_thread(running[-1].stop) == 0
+            running.append(ExchangeServer(folder))
+            await asyncio.to_thread(exchanges.enter_context, running[-1])
+
+        def begin() -> None:
+            moves.append(asyncio.ensure_future(move()))
+
+        first = find_url("campaign")
+        assert first == running[0].url
+        server = Server(tmp_path / "record")
+        server.at = dict.fromkeys([200, 600], begin)
+        registration = await register(HttpExchangeFactory(first))
+        await server.start(
+            HttpExchangeFactory(first, additional_headers={"X-Name": "agent"}),
+            registration,
+        )
+        await calls_from([HttpExchangeFactory(first)] * 2, registration, server)
+        await asyncio.gather(*moves)
+        assert len({exchange.url for exchange in running}) == 3
+        assert find_url("campaign") == running[-1].url
+        # Who comes late with an old address finds it as well.
+        async with await HttpExchangeFactory(first).create_user_client() as client:
+            assert await client.status(registration.agent_id)

@@ -91,9 +91,9 @@ def test_everything_can_be_chosen(file: Path) -> None:
 def test_an_unknown_key_is_named_with_the_nearest_and_all_others(file: Path) -> None:
     assert refusal(file, "prot = 1\n") == (
         f"{file}:\n"
-        "  unknown key 'prot', did you mean 'port'? Known here: host, port, insecure, "
-        "tls, certfile, keyfile, heartbeat_interval, auth, backend, limits, logger, "
-        "operations."
+        "  unknown key 'prot', did you mean 'port'? Known here: host, port, name, "
+        "insecure, tls, certfile, keyfile, heartbeat_interval, auth, backend, limits, "
+        "logger, operations."
     )
 
 
@@ -191,7 +191,7 @@ def test_what_clients_read_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> Non
         ("PROT", "unknown variable ACADEMY_EXCHANGE__PROT: did you mean {}PORT?"),
         ("BACKEND__PAHT", "BACKEND__PAHT: did you mean {}BACKEND__PATH?"),
         ("LOGGER_LEVEL", "LOGGER_LEVEL: did you mean {}LOGGER__LEVEL?"),
-        ("HOST__NAME", "HOST__NAME: did you mean {}HOST?"),
+        ("HOST__X", "HOST__X: did you mean {}HOST?"),
         ("PORT", "ACADEMY_EXCHANGE__PORT = 'x': Input should be a valid integer"),
         ("AUTH__METHOD", "ACADEMY_EXCHANGE__AUTH__METHOD = 'x': Input should be "),
     ],

@@ -1,6 +1,7 @@
 """The hosted exchange: one server that everybody connects out to."""
 
 from academy.exchange.cloud.client import HttpExchangeFactory, HttpExchangeTransport
+from academy.exchange.cloud.credentials import find_url
 from academy.exchange.cloud.globus import GlobusExchangeFactory, GlobusExchangeTransport
 from academy.exchange.cloud.spawn import spawn_http_exchange
 
@@ -9,5 +10,6 @@ __all__ = [
     "GlobusExchangeTransport",
     "HttpExchangeFactory",
     "HttpExchangeTransport",
+    "find_url",
     "spawn_http_exchange",
 ]

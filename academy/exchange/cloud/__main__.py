@@ -120,10 +120,19 @@ def _remember(
     config: ExchangeServingConfig, names: list[str], fingerprint: str | None
 ) -> None:
     """Leave what programs of this user need, with a token that is good for long."""
-    found = {"token": config.auth.user_token(), "fingerprint": fingerprint}
+    found = {
+        "token": config.auth.user_token(),
+        "fingerprint": fingerprint,
+        "name": config.name,
+    }
     facts = {key: value for key, value in found.items() if value}
-    for name in names:
-        remember(name, **known_exchanges().get(name, {}) | facts)
+    known = known_exchanges()
+    for url in names:
+        before = known.get(url, {})
+        for stale in ("name", "moved"):  # of an exchange that was here before
+            before.pop(stale, None)
+        remember(url, **before | facts)
+        facts.pop("name", None)  # the first one, which is announced, stands for all
 
 
 async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:

@@ -12,7 +12,11 @@ from uuid import UUID
 from academy.exception import ExchangeError
 from academy.exchange.client_config import ExchangeClientConfig
 from academy.exchange.cloud import protocol
-from academy.exchange.cloud.credentials import find_fingerprint, find_token
+from academy.exchange.cloud.credentials import (
+    current_address,
+    find_fingerprint,
+    find_token,
+)
 from academy.exchange.cloud.link import Link, acquire, is_unknown_path, release
 from academy.exchange.cloud.pinning import parse_fingerprint, trust
 from academy.exchange.directory import new_agents
@@ -127,6 +131,11 @@ class HttpExchangeFactory(ExchangeFactory):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
+
+    @property
+    def address(self) -> str:
+        """Where the exchange is: elsewhere than at its url if it has moved."""
+        return current_address(self.url)
 
     @property
     def link_key(self) -> tuple[object, ...]:

@@ -235,6 +235,7 @@ class ExchangeServingConfig(_Section):
     Attributes:
         host: address to listen on; "0.0.0.0" for all.
         port: port to listen on; 0 for any free one.
+        name: by which programs of whoever runs it find it, wherever it is.
         insecure: the same as `auth.method = "none"` and `tls = false`.
         tls: serve https; false for http, behind a proxy that speaks https for it.
         certfile: certificate (PEM) of an authority that clients trust. Default: one
@@ -251,6 +252,7 @@ class ExchangeServingConfig(_Section):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8700, ge=0, le=65535)
+    name: str | None = None
     insecure: bool = False
     tls: bool = True
     certfile: Path | None = None

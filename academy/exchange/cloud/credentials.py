@@ -8,10 +8,12 @@ from base64 import urlsafe_b64decode
 from pathlib import Path
 from typing import Any
 
+from academy.exception import ExchangeError
 from academy.home import get_academy_home, write_private
 
 TOKEN_VARIABLE = "ACADEMY_EXCHANGE_TOKEN"
 FINGERPRINT_VARIABLE = "ACADEMY_EXCHANGE_FINGERPRINT"
+_LASTING = ("name", "moved", "token", "fingerprint")
 
 
 def exchanges_file(home: Path | None = None) -> Path:
@@ -41,8 +43,31 @@ def find_fingerprint(url: str) -> str | None:
 def _find(variable: str, url: str, fact: str) -> str | None:
     if value := os.environ.get(variable):
         return value
-    value = known_exchanges().get(url.rstrip("/"), {}).get(fact)
+    value = known_exchanges().get(current_address(url), {}).get(fact)
     return str(value) if value else None
+
+
+def find_url(name: str) -> str:
+    """Return where the exchange of a name is, or where it was last.
+
+    Raises:
+        ExchangeError: no exchange of this user was called that.
+    """
+    known = known_exchanges()
+    names = {facts["name"] for facts in known.values() if "name" in facts}
+    for url, facts in known.items():
+        if facts.get("name") == name and "moved" not in facts:
+            return url
+    called = ", ".join(sorted(names)) or "none"
+    raise ExchangeError(
+        f"No exchange called {name!r} is known in {exchanges_file()}. Known: {called}."
+    )
+
+
+def current_address(url: str) -> str:
+    """Return where the exchange is now that was at a url."""
+    url = url.rstrip("/")
+    return str(known_exchanges().get(url, {}).get("moved", url))
 
 
 def claims_of(token: str | None) -> dict[str, Any]:
@@ -56,15 +81,27 @@ def claims_of(token: str | None) -> dict[str, Any]:
 
 
 def remember(url: str, **facts: Any) -> None:
-    """Keep what clients of this user need to use an exchange."""
-    write_private(
-        exchanges_file(),
-        json.dumps(known_exchanges() | {url.rstrip("/"): facts}, indent=2),
-    )
+    """Keep what clients of this user need to use an exchange.
+
+    One that has a `name` may have been elsewhere before: who knows it from there is
+    sent here.
+    """
+    url, known, name = url.rstrip("/"), known_exchanges(), facts.get("name")
+    for other, of_other in known.items():
+        if name and of_other.get("name") == name:
+            known[other] = {"name": name, "moved": url}
+    write_private(exchanges_file(), json.dumps(known | {url: facts}, indent=2))
 
 
 def forget(url: str) -> None:
-    """Remove what was remembered of an exchange."""
+    """Remove what was remembered of an exchange.
+
+    Of one that has a name, what those who wait for it need stays.
+    """
     known = known_exchanges()
-    if known.pop(url.rstrip("/"), None) is not None:
-        write_private(exchanges_file(), json.dumps(known, indent=2))
+    facts = known.pop(url.rstrip("/"), None)
+    if facts is None:
+        return
+    if "name" in facts:
+        known[url.rstrip("/")] = {key: facts[key] for key in _LASTING if key in facts}
+    write_private(exchanges_file(), json.dumps(known, indent=2))

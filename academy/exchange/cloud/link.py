@@ -258,7 +258,7 @@ class Link:
         async with asyncio.timeout(min(self._factory.request_timeout_s, limit)):
             try:
                 return await http.ws_connect(
-                    self._factory.url + protocol.PATH,
+                    self._factory.address + protocol.PATH,
                     headers=headers,
                     max_msg_size=0,
                     heartbeat=self._factory.client_config.heartbeat_interval,
@@ -281,7 +281,7 @@ class Link:
         error: aiohttp.WSServerHandshakeError,
     ) -> Exception:
         """Ask again without the upgrade, since only then the answer has a body."""
-        address = self._factory.url
+        address = self._factory.address
         async with http.get(
             address + protocol.PATH, headers=headers, ssl=self._factory.trust
         ) as r:

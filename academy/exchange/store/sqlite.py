@@ -1,8 +1,9 @@
 """Storage in one SQLite file: what a hosted exchange uses unless told otherwise.
 
-The file belongs to one exchange at a time and has to lie on a local disk, since its
-write-ahead log needs memory shared between processes, which network file systems
-do not offer.
+The file belongs to one exchange at a time. It should lie on a local disk: on a network
+file system it is safe only as long as one machine at a time uses it.
+
+Source: https://www.sqlite.org/wal.html
 """
 
 from __future__ import annotations
