@@ -9,7 +9,7 @@ import re
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from academy.exception import MailboxFullError
 from academy.exchange.cloud import HttpExchangeFactory, find_url, protocol
-from academy.exchange.cloud.app import create_app
+from academy.exchange.cloud.app import GROUP, create_app
 from academy.exchange.cloud.config import BackendConfig, ExchangeServingConfig
 from academy.exchange.cloud.logs import BURST
 from tests.support.calls import Server, call, calls_from, register
@@ -290,6 +290,27 @@ async def test_clients_are_told_to_come_again(exchange: ExchangeServer) -> None:
         code, reason = await client.closed()
         assert code == aiohttp.WSCloseCode.SERVICE_RESTART
         assert "connect again" in reason
+    assert await asyncio.to_thread(exchange.wait) == 0
+
+
+async def test_many_clients_are_all_told_to_come_again(
+    exchange: ExchangeServer,
+) -> None:
+    user = exchange.authority.user_token("tester")
+    told: list[int | None] = []
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(RawClient(exchange.url, user))
+            for _ in range(GROUP + 50)
+        ]
+
+        async def wait_for_end(client: RawClient) -> None:
+            told.append((await client.closed())[0])
+
+        waiting = [asyncio.ensure_future(wait_for_end(c)) for c in clients]
+        os.kill(exchange.pid, signal.SIGTERM)
+        await asyncio.gather(*waiting)
+    assert told == [aiohttp.WSCloseCode.SERVICE_RESTART] * len(clients)
     assert await asyncio.to_thread(exchange.wait) == 0
 
 

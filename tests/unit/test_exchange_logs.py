@@ -11,7 +11,8 @@ from academy.exchange.cloud.logs import BURST, ClientFilter, Throttle, current_c
 def record(
     words: str, time: float, *arguments: object, level: int = logging.WARNING
 ) -> logging.LogRecord:
-    made = logging.LogRecord("academy.x", level, __file__, 1, words, arguments, None)
+    line = len(words)
+    made = logging.LogRecord("academy.x", level, __file__, line, words, arguments, None)
     made.created = time
     return made
 
@@ -37,7 +38,7 @@ def test_kinds_do_not_count_for_each_other_and_what_is_less_than_a_warning_passe
     throttle = Throttle()
     for n in range(BURST + 10):
         throttle.filter(record("no %s", 0.0, n))
-    assert throttle.filter(record("else", 0.0))
+    assert throttle.filter(record("something else", 0.0))
     many = [record("on", 0.0, level=logging.INFO) for _ in range(1000)]
     assert all(map(throttle.filter, many))
 

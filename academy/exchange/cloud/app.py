@@ -110,6 +110,7 @@ class Server:
 
     async def connect(self, request: web.Request) -> web.StreamResponse:
         """Serve one client's WebSocket."""
+        current_client.set(None)  # of the request before, on the same connection
         try:
             if self.operations.draining:
                 raise StorageError(ENDING)

@@ -40,19 +40,19 @@ class ClientFilter(logging.Filter):
 class Throttle(logging.Filter):
     """Lets so many warnings of a kind through, so that no client can fill a disk.
 
-    What was left out is counted in the next one of its kind. A kind is a message before
-    its arguments are filled in, so that there are only as many as the program has.
+    What was left out is counted in the next one of its kind. A kind is a line of
+    source, so that there are only as many as the program has.
     """
 
     def __init__(self) -> None:
         super().__init__()
         # Per kind: what may come now, when that was reckoned, and what was left out.
-        self._kinds: dict[tuple[str, str], tuple[float, float, int]] = {}
+        self._kinds: dict[tuple[str, int], tuple[float, float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return True
-        kind = (record.name, str(record.msg))
+        kind = (record.pathname, record.lineno)
         room, since, left_out = self._kinds.get(kind, (BURST, record.created, 0))
         room = min(BURST, room + (record.created - since) * PER_SECOND)
         if room < 1:

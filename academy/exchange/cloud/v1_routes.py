@@ -123,6 +123,7 @@ class V1Routes:
         """Wrap a route."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
+            current_client.set(None)  # of the request before, on the same connection
             try:
                 if self._stopping:
                     raise StorageError("the exchange is stopping")
