@@ -378,7 +378,7 @@ async def test_an_exchange_that_workers_cannot_reach(
     slurm: SlurmLab, exchange: HttpExchangeFactory
 ) -> None:
     # What the worker does to connect fails there, and there only.
-    init = f"export http_proxy=http://127.0.0.1:{free_port()}"
+    init = f"export https_proxy=http://127.0.0.1:{free_port()}"
     impatient = exchange.with_token(exchange.find_token())
     impatient.request_timeout_s = 2.0
     async with both(impatient, worker_init=init) as manager:

@@ -208,7 +208,8 @@ class SlurmLab:
 
     def expire(self, job: str) -> None:
         """Have a job reach its walltime now; Slurm sees that within 30 s."""
-        self.run("scontrol", "update", f"jobid={job}", "EndTime=now")
+        # "now" of a moment ago is in the past, which Slurm refuses.
+        self.run("scontrol", "update", f"jobid={job}", "EndTime=now+2")
 
     def cancel_all(self) -> None:
         """Cancel all jobs, and wait until they are over."""
