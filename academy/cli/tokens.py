@@ -49,7 +49,8 @@ def revoke(
     ] = None,
     mailbox: Annotated[str | None, typer.Option(help="Id of an agent.")] = None,
     token: Annotated[
-        str | None, typer.Option(help="A token, or its id (the claim jti).")
+        str | None,
+        typer.Option(help="Id of a token (its claim jti), or - to read it from stdin."),
     ] = None,
     namespace: Annotated[
         str | None, typer.Option(help="Of the user. Default: all.")
@@ -62,8 +63,6 @@ def revoke(
     """
     from uuid import UUID
 
-    from academy.exchange.cloud.credentials import claims_of
-
     if [user, mailbox, token].count(None) != 2:
         raise typer.BadParameter("name one of --user, --mailbox and --token.")
     _, revocations = _auth(config).files()
@@ -75,9 +74,26 @@ def revoke(
         revocations.add("mailbox", UUID(mailbox).hex)
         typer.echo(f"Revoked the mailbox {UUID(mailbox)}.")
     elif token is not None:
-        token = str(claims_of(token).get("jti", token))
-        revocations.add("token", token)
-        typer.echo(f"Revoked the token {token}.")
+        token_id = _token_id(token)
+        revocations.add("token", token_id)
+        typer.echo(f"Revoked the token {token_id}.")
+
+
+def _token_id(given: str) -> str:
+    """Return the id of the token that is meant; its text comes by standard input."""
+    from academy.exchange.cloud.credentials import claims_of
+
+    if given == "-":
+        claims = claims_of(typer.get_text_stream("stdin").read().strip())
+        if "jti" not in claims:
+            raise typer.BadParameter("what standard input holds is no token.")
+        return str(claims["jti"])
+    if "jti" in (claims := claims_of(given)):
+        raise typer.BadParameter(
+            "everybody on this machine can read a command line: name the token by its "
+            f"id, --token {claims['jti']}, or give it on standard input, --token -"
+        )
+    return given
 
 
 def rotate_key(

@@ -243,14 +243,21 @@ async def test_dropping_a_key_that_was_stolen_cuts_all_that_it_has_signed(
 # --- the command
 
 
-def academy(exchange: ExchangeServer, *arguments: str) -> str:
+def run(
+    exchange: ExchangeServer, *arguments: str, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).with_name("academy")), "exchange", *arguments]
-    done = subprocess.run(
+    return subprocess.run(
         [*command, "--config", str(exchange.config_file)],
+        input=stdin,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def academy(exchange: ExchangeServer, *arguments: str, stdin: str = "") -> str:
+    done = run(exchange, *arguments, stdin=stdin)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -277,7 +284,8 @@ def test_the_command_revokes_a_user_a_mailbox_and_a_token(
     uid = uuid4()
     mailbox = authority.verify(authority.mailbox_token(uid.bytes, Credentials("eve")))
 
-    assert "Revoked the token" in academy(exchange, "revoke", "--token", token)
+    revoked = academy(exchange, "revoke", "--token", held.token_id)
+    assert revoked == f"Revoked the token {held.token_id}."
     authority.refresh()
     assert authority.is_void(held)
     assert academy(exchange, "revoke", "--mailbox", str(uid)).endswith(f"{uid}.")
@@ -288,6 +296,30 @@ def test_the_command_revokes_a_user_a_mailbox_and_a_token(
     assert "bob in all namespaces" in academy(exchange, "revoke", "--user", "bob")
     authority.refresh()
     assert authority.is_void(bob)
+
+
+def test_the_command_takes_the_text_of_a_token_from_standard_input_only(
+    exchange: ExchangeServer,
+) -> None:
+    authority = exchange.authority
+    token = authority.user_token("ada")
+    held = authority.verify(token)
+
+    refused = run(exchange, "revoke", "--token", token)
+    authority.refresh()
+    assert refused.returncode != 0
+    assert held.token_id in refused.stderr
+    assert token not in refused.stderr
+    assert not authority.is_void(held)
+
+    senseless = run(exchange, "revoke", "--token", "-", stdin="no token\n")
+    assert senseless.returncode != 0
+    assert "no token" in senseless.stderr
+
+    shown = academy(exchange, "revoke", "--token", "-", stdin=f"{token}\n")
+    authority.refresh()
+    assert shown == f"Revoked the token {held.token_id}."
+    assert authority.is_void(held)
 
 
 def test_the_command_rotates_keys(exchange: ExchangeServer) -> None:
