@@ -11,6 +11,7 @@ from uuid import UUID
 import aiohttp
 
 from academy.exchange.cloud import protocol
+from academy.exchange.cloud.pinning import trust
 from academy.exchange.errors import unpack_error
 from academy.exchange.store import FROM_AGENT, TO_AGENT
 
@@ -18,8 +19,11 @@ from academy.exchange.store import FROM_AGENT, TO_AGENT
 class RawClient:
     """A WebSocket to an exchange, past everything that would make it behave."""
 
-    def __init__(self, url: str, token: str | None, **headers: str) -> None:
+    def __init__(
+        self, url: str, token: str | None, *, fingerprint: str = "", **headers: str
+    ) -> None:
         self.url = url + protocol.PATH
+        self.trust = trust(fingerprint or None, verify=True)
         self.session = os.urandom(16)
         self.headers = {
             protocol.PROTOCOL_HEADER: str(protocol.PROTOCOL),
@@ -34,7 +38,9 @@ class RawClient:
     async def __aenter__(self) -> Self:
         self._http = aiohttp.ClientSession()
         try:
-            self.ws = await self._http.ws_connect(self.url, headers=self.headers)
+            self.ws = await self._http.ws_connect(
+                self.url, headers=self.headers, ssl=self.trust
+            )
             await self.next(protocol.WELCOME)
         except BaseException:
             await self._http.close()
@@ -92,10 +98,13 @@ class RawClient:
 
 
 def send_record(
-    dest: UUID, src: UUID, sequence: int = 1, payload: bytes = b"\x03\0\0"
+    dest: UUID,
+    src: UUID,
+    sequence: int = 1,
+    payload: bytes = b"\x03\0\0",
+    flags: int = FROM_AGENT | TO_AGENT,
 ) -> bytes:
-    """Pack a request, a ping unless told otherwise, from one agent to another."""
-    flags = FROM_AGENT | TO_AGENT
+    """Pack a message: a ping from one agent to another unless told otherwise."""
     tag = os.urandom(16)
     head = protocol.message_head(
         protocol.SEND, flags, sequence, 0, dest.bytes, src.bytes, tag, len(payload)

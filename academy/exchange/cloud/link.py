@@ -267,6 +267,7 @@ class Link:
                     timeout=aiohttp.ClientWSTimeout(ws_close=1),
                 )
             except aiohttp.WSServerHandshakeError as error:
+                _forget_request(error)
                 if error.status >= 500 or error.status == 429:
                     raise
                 if error.status == 401 and self._tokens:
@@ -602,6 +603,17 @@ class Link:
         self._outbox.add(message, inbox, record, stored)
         if self._writer is not None:
             self._writer.put(record)
+
+
+def _forget_request(error: aiohttp.ClientResponseError) -> None:
+    """Take the headers of the request, a token among them, out of an error's repr."""
+    info = error.request_info
+    headers = info.headers.copy()
+    headers.clear()
+    error.request_info = aiohttp.RequestInfo(
+        info.url, info.method, type(info.headers)(headers), info.real_url
+    )
+    error.args = (error.request_info, error.history)
 
 
 def is_unknown_path(error: ExchangeError) -> bool:
