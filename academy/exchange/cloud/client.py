@@ -288,8 +288,9 @@ class HttpExchangeTransport(NoPickleMixin):
         """Register a user's mailbox and become its consumer."""
         self.mailbox_id = user
         item = {"uid": user.uid.hex, "agent": False, "name": user.name}
-        await self._link.call("register", mailboxes=[item], token=token)
-        await self.attach(user, token)
+        (own,) = await self._link.call("register", mailboxes=[item], token=token)
+        # Whoever speaks for an agent gets a token that opens the new mailbox.
+        await self.attach(user, own or token)
 
     def start(self, owner: MailboxOwner) -> None:
         self.inbox.start(owner)
