@@ -21,6 +21,9 @@ Part: TypeAlias = bytes | bytearray | memoryview
 OUT_OF_BAND_BYTES = 4096
 """Buffers (of arrays, for example) from this size on are not copied into the pickle."""
 
+ALIGNMENT = 64
+"""Buffers begin at multiples of it, counted from the end of an encoded value."""
+
 _PICKLE, _JSON, _PICKLE_BUFFERS = 1, 2, 3
 _COUNT = struct.Struct("<I")
 _LENGTH = struct.Struct("<Q")
@@ -132,7 +135,10 @@ def encode(value: Any, strategy: SerializationStrategy) -> list[Part]:
     if not buffers:
         return [b"\x01", data]
     lengths = b"".join(_LENGTH.pack(len(part)) for part in (data, *buffers))
-    return [b"\x03", _COUNT.pack(len(buffers) + 1), lengths, data, *buffers]
+    parts: list[Part] = [b"\x03", _COUNT.pack(len(buffers) + 1), lengths, data]
+    for buffer in buffers:
+        parts += buffer, bytes(-len(buffer) % ALIGNMENT)
+    return parts
 
 
 def dumps(value: Any) -> bytes:
@@ -176,8 +182,10 @@ def _decode(data: memoryview) -> Any:
     if encoding == _JSON:
         return json.loads(bytes(data[1:]))
     pieces = _pieces(data)
-    # Arrays are to be writable, as they are after plain pickle.
-    return pickle.loads(pieces[0], buffers=[bytearray(piece) for piece in pieces[1:]])
+    # Arrays are to be writable, as they are after plain pickle: views of a buffer that
+    # is this value's own, or copies.
+    buffers = (bytearray(p) if p.readonly else p for p in pieces[1:])
+    return pickle.loads(pieces[0], buffers=buffers)
 
 
 def _pieces(data: memoryview) -> list[memoryview]:
@@ -190,6 +198,8 @@ def _pieces(data: memoryview) -> list[memoryview]:
         (length,) = _LENGTH.unpack_from(data, 5 + 8 * i)
         pieces.append(data[at : at + length])
         at += length
+        if i:
+            at += -length % ALIGNMENT
     return pieces
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import exchange, executors, imports, launch, scale
+from benchmarks import exchange, executors, imports, launch, payload, scale
 from benchmarks.figures import Figure, table
 
 Measure = Callable[[Sequence[str]], dict[str, Any]]
@@ -30,6 +30,7 @@ PARTS: dict[str, tuple[Measure, Show]] = {
     "imports": (imports.main, imports.figures),
     "launch": (launch.main, launch.figures),
     "exchange": (exchange.main, exchange.figures),
+    "payload": (payload.main, payload.figures),
     "scale": (scale.main, scale.figures),
     "executors": (executors.main, executors.figures),
 }
@@ -42,7 +43,8 @@ def main() -> None:
         "parts",
         nargs="*",
         help=f"of {', '.join(PARTS)}; or all. exchange: calls beside the bare "
-        "skeleton, redis lists and NATS; scale: 10, 1,000 and 10,000 mailboxes",
+        "skeleton, redis lists and NATS; payload: 1 kB to 100 MB beside a bare "
+        "WebSocket relay; scale: 10, 1,000 and 10,000 mailboxes",
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, default=Path("build/benchmarks.json"))

@@ -107,6 +107,10 @@ class BridgeTransport(NoPickleMixin):
         except Exception as error:
             self._owner.refused(message, error)
 
+    def withdraw(self, message: Message) -> None:
+        with contextlib.suppress(ExchangeError):  # then nothing is sent anyway
+            self._call_home(self._inner.withdraw, message)
+
     async def send(self, message: Message) -> None:
         await self._factory.at_home(self._inner.send(message))
 

@@ -35,6 +35,7 @@ from academy.exchange.mailbox_status import MailboxStatus
 from academy.exchange.refusals import Refusal, Refusals
 from academy.exchange.store import (
     FROM_AGENT,
+    LARGE,
     ONE_WAY,
     RESPONSE,
     TO_AGENT,
@@ -43,6 +44,7 @@ from academy.exchange.store import (
     MailboxRecord,
     Store,
 )
+from academy.exchange.uploads import Uploads
 from academy.identifier import entity_id
 from academy.message import AcademyErrorResponse, Message, encode_body
 from academy.scheduler.job import Place
@@ -74,6 +76,8 @@ class Broker:
 
     def __init__(self, store: Store, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
+        self.bodies = store.bodies
+        self.uploads = Uploads(store.bodies)
         self._store = store
         self._boxes: dict[bytes, Mailbox] = {}
         self._sessions: dict[bytes, Session] = {}
@@ -127,6 +131,7 @@ class Broker:
         await self.settle()
         self._expiry.stop()
         self._opened = False
+        self.uploads.clear()
         await self._store.close()
 
     @property
@@ -160,6 +165,7 @@ class Broker:
             self.disconnect(old)
             old.consumer.reset(ForbiddenError("the session has connected anew"))
         session = self._sessions[uid] = Session(uid, consumer, self.limits, pops)
+        self.uploads.connected(uid)
         for refusal in self._refusals.of(uid):
             consumer.refuse(*refusal)
         return session
@@ -196,6 +202,7 @@ class Broker:
         self._attendance.forget(session)
         if self._sessions.get(session.uid) is session:
             del self._sessions[session.uid]
+            self.uploads.disconnected(session.uid)
         if not session.attached:
             return
         self._departures.append(session)
@@ -207,6 +214,7 @@ class Broker:
             self._detach(session, box)
             self._attendance.left(box, in_order=False)
         session.in_flight.clear()
+        session.large.clear()
         session.behind.clear()
         self._hungry.discard(session)
 
@@ -228,7 +236,8 @@ class Broker:
                 return
             # A client drops what comes when it has asked for this, so that what it
             # has not acknowledged was not begun either.
-            unread = {e.number for owner, e in session.in_flight if owner is box}
+            sent = (*session.in_flight, *session.large.values())
+            unread = {e.number for owner, e in sent if owner is box}
             if session.pops:
                 unread = set()  # nothing of it has been leased
             for number in unread.union(released):
@@ -245,6 +254,11 @@ class Broker:
     def _detach(self, session: Session, box: Mailbox) -> None:
         del session.attached[box.record.uid]
         session.behind.discard(box)
+        if session.large:
+            left = [n for n, (owner, _) in session.large.items() if owner is box]
+            for number in left:
+                del session.large[number]
+            session.room_messages += len(left)
         box.session = None
         box.seen = time.monotonic()
 
@@ -259,6 +273,84 @@ class Broker:
         self._receipts.append((session, count))
         if self._turning is None:
             self._schedule()
+
+    # --- large messages
+
+    def offer(self, session: Session, number: int, envelope: Envelope) -> int | None:
+        """Reserve room for a large message, of which the body is to come.
+
+        Args:
+            session: whose upload it is.
+            number: of the upload; one that is known goes on where it was.
+            envelope: the message without its body.
+
+        Returns:
+            How many bytes are here; None if nobody waits for this response.
+
+        Raises:
+            AcademyError: the message would be refused.
+        """
+        received = self.uploads.received(session.uid, number)
+        if received is not None:
+            return received
+        source = session.attached.get(envelope.src)
+        if source is None:
+            raise self._not_attached(envelope)
+        box = self._boxes.get(envelope.dest)
+        if envelope.flags & _KIND == RESPONSE:
+            largest = self.limits.max_message_bytes
+            if box is None or box.record.terminated:
+                return None
+            if envelope.size > largest:
+                raise MessageTooLargeError(envelope.size, largest)
+        elif (error := self._obstacle(box, envelope)) is not None:
+            raise error
+        assert box is not None
+        self.uploads.begin(session.uid, number, box, envelope.size)
+        return 0
+
+    def post_large(
+        self, session: Session, sequence: int, number: int, envelope: Envelope
+    ) -> None:
+        """Take a large message, of which all parts are here.
+
+        Raises:
+            ProtocolError: they are not.
+        """
+        upload = self.uploads.finish(session.uid, number, envelope)
+
+        async def release(changes: Changes) -> None:
+            upload.release()
+
+        async def keep(changes: Changes) -> None:
+            if envelope.number:
+                changes.large.append(envelope)
+
+        def stored(done: asyncio.Future[Any]) -> None:
+            # After an error, the store sweeps what it does not refer to.
+            if done.exception() is None and not envelope.number:
+                self.uploads.delete(upload)
+
+        self._soon(release)
+        self.post(session, sequence, envelope)
+        self._soon(keep, after_arrivals=True).add_done_callback(stored)
+
+    def received(self, session: Session, number: int) -> None:
+        """Learn that a session has received the body of a large message."""
+
+        async def work(changes: Changes) -> None:
+            delivery = session.large.pop(number, None)
+            if delivery is not None:
+                session.in_flight.appendleft(delivery)
+                session.room_bytes -= delivery[1].size
+                self._take_receipt(changes, session, 1)
+
+        self._soon(work).add_done_callback(asyncio.Future.exception)
+
+    async def is_stored(self, uid: bytes, number: int) -> bool:
+        """Whether a mailbox holds the message of a number."""
+        found = await self._store.pending(uid, number - 1, 1)
+        return bool(found) and found[0].number == number
 
     def heard(self, session: Session, sequence: int) -> None:
         """Learn that a session knows of every refusal up to a sequence number."""
@@ -504,12 +596,17 @@ class Broker:
     # --- turns
 
     async def _control(self, work: Control, *, after_arrivals: bool = False) -> None:
+        await self._soon(work, after_arrivals=after_arrivals)
+
+    def _soon(
+        self, work: Control, *, after_arrivals: bool = False
+    ) -> asyncio.Future[Any]:
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         queue = self._late_controls if after_arrivals else self._controls
         queue.append((work, done))
         if self._turning is None:
             self._schedule()
-        await done
+        return done
 
     def _schedule(self) -> None:
         # Not at once: what else has arrived is to have a part in the transaction.
@@ -764,8 +861,11 @@ class Broker:
         box.cursor = envelope.number
         box.leased[envelope.number] = envelope.size << 1 | envelope.flags & RESPONSE
         session.room_messages -= 1
-        session.room_bytes -= envelope.size
-        session.in_flight.append((box, envelope))
+        if envelope.flags & LARGE and not session.pops:
+            session.large[envelope.number] = (box, envelope)  # has a window of its own
+        else:
+            session.room_bytes -= envelope.size
+            session.in_flight.append((box, envelope))
         self._outgoing.append((session, envelope))
 
     def _confirm(
@@ -915,6 +1015,7 @@ class Broker:
         logger.error("all clients must connect again: %s", error)
         self._opened = False
         self._outgoing.clear()
+        self.uploads.clear()
         self.dismiss(error)
         self._attendance.reset()
         for done in asked:

@@ -147,8 +147,9 @@ class ExchangeClient(NoPickleMixin):
 
     def forget(self, message: Message) -> None:
         """Stop waiting for the answer to a request."""
-        self._pending.pop(message.tag, None)
         self._streams.pop(message.tag, None)
+        if self._pending.pop(message.tag, None) is not None:
+            self._transport.withdraw(message)
 
     async def send(self, message: Message) -> None:
         """Send one message, and return when the exchange has stored it."""

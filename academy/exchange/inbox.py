@@ -37,11 +37,19 @@ class Inbox:
         if self._error is not None:
             owner.lost(self._error)
 
-    def deliver(self, message: Message) -> None:
+    def admit(self, number: int) -> bool:
+        """Whether what comes under a number is new; it is to be delivered later."""
+        if number <= self._last:
+            return False
+        self._last = number
+        return True
+
+    def deliver(self, message: Message, admitted: bool = False) -> None:
         """Take a message, once however often it comes."""
-        if message.lease <= self._last:
-            return
-        self._last = message.lease
+        if not admitted:
+            if message.lease <= self._last:
+                return
+            self._last = message.lease
         if self._owner is not None:
             self._owner.deliver(message)
             return

@@ -134,6 +134,9 @@ class LocalExchangeTransport(NoPickleMixin):
         )
         self._broker.post(self._session, sequence, envelope)
 
+    def withdraw(self, message: Message) -> None:
+        pass  # it was sent at once
+
     async def send(self, message: Message) -> None:
         stored = asyncio.get_running_loop().create_future()
         self.post(message, stored)

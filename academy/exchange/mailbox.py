@@ -19,6 +19,8 @@ class Limits:
 
     Attributes:
         max_message_bytes: largest message.
+        spill_bytes: largest message that is held in memory and stored with the others;
+            the bodies of larger ones come in parts, which go to files.
         max_mailbox_messages: unsettled messages one mailbox may hold.
         max_mailbox_bytes: their bytes.
         window_messages: messages on their way to one consumer, not yet received.
@@ -29,9 +31,10 @@ class Limits:
             ever.
     """
 
-    max_message_bytes: int = 100_000_000
+    max_message_bytes: int = 10_000_000_000
     max_mailbox_messages: int = 1_000_000
     max_mailbox_bytes: int = 10_000_000_000
+    spill_bytes: int = 524_288
     window_messages: int = 4096
     window_bytes: int = 64_000_000
     message_lifetime: float = 0.0
@@ -113,7 +116,8 @@ class Mailbox:
 class Session:
     """One consumer's link; it may be attached to many mailboxes.
 
-    `in_flight` are the deliveries whose receipt was not acknowledged, oldest first.
+    `in_flight` are the deliveries whose receipt was not acknowledged, oldest first;
+    `large` are those whose body comes in parts, by number: they are received singly.
     `pops`: see `Broker.connect`.
     """
 
@@ -122,6 +126,7 @@ class Session:
         "behind",
         "consumer",
         "in_flight",
+        "large",
         "open",
         "pops",
         "room_bytes",
@@ -137,6 +142,7 @@ class Session:
         self.consumer = consumer
         self.attached: dict[bytes, Mailbox] = {}
         self.in_flight: deque[tuple[Mailbox, Envelope]] = deque()
+        self.large: dict[int, tuple[Mailbox, Envelope]] = {}
         self.behind: set[Mailbox] = set()
         self.room_messages = limits.window_messages
         self.room_bytes = limits.window_bytes

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from academy.exchange.cloud.postings import Posting
     from academy.exchange.inbox import Inbox
     from academy.message import Message
 
@@ -21,6 +22,8 @@ class Unconfirmed:
         inbox: of the sender, to learn of a refusal when nobody waits for `stored`.
         record: what was sent, to be sent again; empty once it was refused.
         stored: done when the exchange has the message.
+        posting: of a large message, its body and how to send that again.
+        void: whether it was given up, so that nothing will be confirmed of it.
     """
 
     sequence: int
@@ -28,6 +31,8 @@ class Unconfirmed:
     inbox: Inbox
     record: bytes = b""
     stored: asyncio.Future[None] | None = None
+    posting: Posting | None = None
+    void: bool = False
 
 
 class Outbox:
@@ -53,16 +58,18 @@ class Outbox:
         inbox: Inbox,
         record: bytes = b"",
         stored: asyncio.Future[None] | None = None,
+        posting: Posting | None = None,
     ) -> int:
         """Keep a message and return its sequence number."""
         sequence = self._sequence = self._sequence + 1
-        self._entries.append(Unconfirmed(sequence, message, inbox, record, stored))
+        entry = Unconfirmed(sequence, message, inbox, record, stored, posting)
+        self._entries.append(entry)
         return sequence
 
     def confirm(self, sequence: int) -> None:
         """Forget everything up to a sequence number: it is stored."""
         entries = self._entries
-        while entries and entries[0].sequence <= sequence:
+        while entries and (entries[0].sequence <= sequence or entries[0].void):
             stored = entries.popleft().stored
             if stored is not None and not stored.done():
                 stored.set_result(None)
@@ -79,6 +86,16 @@ class Outbox:
             entry.inbox.refused(entry.message, error)
         elif not entry.stored.done():
             entry.stored.set_exception(error)
+
+    def entry_of(self, posting: Posting) -> Unconfirmed | None:
+        """Return what was posted of a large message, unless it was confirmed."""
+        return next((e for e in self._entries if e.posting is posting), None)
+
+    def give_up(self, entry: Unconfirmed, error: Exception) -> None:
+        """Send a message not again, since the exchange would not take it any more."""
+        self.refuse(entry.sequence, error)
+        entry.void, entry.posting = True, None
+        self.confirm(0)
 
     async def drained(self) -> None:
         """Wait until everything that is here now is confirmed or refused."""

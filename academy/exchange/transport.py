@@ -81,6 +81,12 @@ class ExchangeTransport(Protocol):
             Exception: the body does not serialize, or is too large.
         """
 
+    def withdraw(self, message: Message) -> None:
+        """Learn that nobody waits for the answer to a request that was posted.
+
+        What of it was not sent yet need not be.
+        """
+
     async def send(self, message: Message) -> None:
         """Send, and return when the exchange has stored the message.
 

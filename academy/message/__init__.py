@@ -161,6 +161,10 @@ class Message:
             self.dest, self.src, self.tag, body, label=self.label, lease=self.lease
         )
 
+    def fill(self, data: memoryview) -> None:
+        """Say where the bytes of the body are, or will be."""
+        self._data = data
+
     @property
     def header(self) -> Header:
         """The header, for people and logs; hot paths read the attributes."""

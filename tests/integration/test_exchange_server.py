@@ -617,9 +617,9 @@ async def test_an_oversized_frame_closes_its_connection_only(
     async with RawClient(exchange.url, exchange.authority.user_token("eve")) as client:
         # The exchange closes while the frame is still on its way.
         with contextlib.suppress(ConnectionError):
-            await client.ws.send_bytes(bytes(3_000_000))
+            await client.ws.send_bytes(bytes(40_000_000))
 
-    await logged(exchange, "closed the connection of eve: Message size 3000000")
+    await logged(exchange, "closed the connection of eve: Message size 40000000")
     assert await ping(user)
     assert "lost" not in caplog.text
 

@@ -19,6 +19,7 @@ from aiohttp import web
 from academy.agent import Agent, action as agent_action
 from academy.exception import (
     AgentTerminatedError,
+    MessageTooLargeError,
     RequestsNotServedError,
 )
 from academy.exchange import (
@@ -856,3 +857,37 @@ async def test_nonsense_is_the_clients_fault(
                 continue  # it may be left out
             status, text = await old_user.ask(method, path, **{**right, name: value})
             assert status in (200, 400, 403, 404, 408, 419), (name, value, text)
+
+
+async def test_what_comes_in_parts_reaches_v1_programs_in_one_piece(
+    factory: HttpExchangeFactory,
+    user: UserExchangeClient,
+    old_user: V1Client,
+    old_agent: V1Client,
+) -> None:
+    row = np.arange(300.0)
+    async with calculator(factory) as agent:
+        request = action(old_user.me, as_entity(agent), "add", row, b=row[:, None])
+        table = result_of(await old_user.call(request))
+        assert (table == row + row[:, None]).all()
+
+    calling = asyncio.create_task(handle_of(old_agent, user).add(table))
+    request = await old_agent.receive()
+    (array,) = decode(request["body"]["pargs"])
+    calling.cancel()
+    assert (array == table).all()
+
+
+async def test_a_caller_learns_what_v1_cannot_carry(tmp_path: Path) -> None:
+    with ExchangeServer(tmp_path) as exchange:
+        token = exchange.authority.user_token("tester")
+        async with (
+            registered(exchange, token, "agent") as old,
+            await exchange.factory().create_user_client() as user,
+        ):
+            reading = asyncio.create_task(old.serve({"add": add}, 1))
+            handle = handle_of(old, user)
+            with pytest.raises(MessageTooLargeError):
+                await handle.add(np.zeros(101_000_000, np.uint8))
+            assert await handle.add(1, b=2) == 3
+            await reading

@@ -187,6 +187,7 @@ class BrittleStore:
 
     def __init__(self, inner: Store, waits: bool = False) -> None:
         self.inner = inner
+        self.bodies = inner.bodies
         self.waits = waits
         self.failures = 0
         self.commits = 0

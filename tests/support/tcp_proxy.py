@@ -22,6 +22,7 @@ class TcpProxy:
         budget: says how many bytes a new connection lives for, both directions taken
             together; None is for ever.
         accepted: connections so far.
+        forwarded: bytes so far, in both directions.
     """
 
     def __init__(self, target: int | Callable[[], int]) -> None:
@@ -29,6 +30,7 @@ class TcpProxy:
         self.delay = 0.0
         self.budget: Callable[[], int] | None = None
         self.accepted = 0
+        self.forwarded = 0
         self._target = target if callable(target) else lambda: target
         self._arrival = asyncio.Condition()
         self._inward, self._outward = asyncio.Event(), asyncio.Event()
@@ -137,6 +139,7 @@ class TcpProxy:
                 if connection.budget is not None:
                     data = data[: connection.budget]
                     connection.budget -= len(data)
+                self.forwarded += len(data)
                 writer.write(data)
                 await writer.drain()
                 if connection.budget == 0:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import brokers, exchange, executors, imports, launch, scale
+from benchmarks import brokers, exchange, executors, imports, launch, payload, scale
 from benchmarks.figures import Figure, table
 
 OURS = ("http on memory", "http on SQLite")
@@ -79,6 +79,17 @@ def test_scale_compares_sizes_with_the_smallest_of_the_same_round() -> None:
     assert result["ratios"]["20"]["server_us_per_message_full"] > 0
     names = {figure.name for figure in scale.figures(result)}
     assert "20 mailboxes / the fewest, attached: server CPU" in names
+
+
+@pytest.mark.slow
+def test_payload_compares_the_hosted_exchange_with_a_bare_relay() -> None:
+    small = ("--rounds", "1", "--sizes", "1000,600000")
+    result = json.loads(run("benchmarks.payload", *small))
+    assert set(result["rates"]) == {"http on memory", "http on SQLite", "relay"}
+    assert min(min(rates.values()) for rates in result["rates"].values()) > 0
+    assert set(result["ratios"]["http on SQLite"]) == {"1000", "600000"}
+    names = {figure.name for figure in payload.figures(result)}
+    assert "http on SQLite / relay: 600,000" in names
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from pydantic import BaseModel, SecretStr
 from academy.exception import UnauthorizedError
 from academy.exchange.cloud.auth import OpenAuthority, TokenAuthority
 from academy.exchange.cloud.config import (
+    ONE_PIECE,
     BackendConfig,
     ExchangeServingConfig,
     LimitsConfig,
@@ -353,3 +354,13 @@ def test_the_signing_key_is_made_once_and_only_its_owner_can_read_it(
     with pytest.raises(UnauthorizedError):
         other.authority().verify(token)
     assert stat.S_IMODE((tmp_path / "other.key").stat().st_mode) == 0o600
+
+
+def test_messages_in_redis_come_in_one_piece(tmp_path: Path) -> None:
+    path = tmp_path / "exchange.toml"
+    path.write_text('[backend]\nkind = "redis"\nurl = "redis://127.0.0.1:6379"\n')
+    limits = ExchangeServingConfig.from_toml(path).broker_limits()
+    assert limits.max_message_bytes == limits.spill_bytes == ONE_PIECE
+    limits = ExchangeServingConfig().broker_limits()
+    assert limits == Limits()
+    assert limits.spill_bytes < ONE_PIECE < limits.max_message_bytes

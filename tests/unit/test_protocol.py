@@ -30,7 +30,7 @@ from academy.exchange.errors import pack_error, unpack_error
 from academy.identifier import AgentId, UserId
 from academy.message import decode_body
 
-KINDS = range(1, 10)
+KINDS = range(1, 15)
 WITH_JSON = {
     protocol.WELCOME: 5,
     protocol.CALL: 9,
@@ -101,6 +101,8 @@ packed = (
     | st.builds(protocol.confirm, uint64)
     | st.builds(protocol.refuse, uint64, bytes16, errors)
     | st.builds(protocol.lost, bytes16, errors)
+    | st.builds(protocol.taken, uint64, uint64)
+    | st.builds(protocol.drop, uint64, errors)
 )
 
 
@@ -185,6 +187,23 @@ def test_a_confirmation_keeps_its_sequence(sequence: int) -> None:
 @for_all(uint32)
 def test_a_receipt_keeps_its_count(count: int) -> None:
     assert protocol.read_count(only(protocol.numbered(8, count))) == count
+
+
+@for_all(uint64, uint64, st.binary())
+def test_a_part_keeps_its_transfer_its_place_and_its_bytes(
+    transfer: int, offset: int, data: bytes
+) -> None:
+    record = only(protocol.part_head(transfer, offset, len(data)) + data)
+    assert protocol.read_part(record) == (transfer, offset, data)
+    record = only(protocol.taken(transfer, offset))
+    assert protocol.read_taken(record) == (transfer, offset)
+
+
+@for_all(uint64, errors)
+def test_a_dropped_transfer_keeps_its_error(transfer: int, error: AcademyError) -> None:
+    found, again = protocol.read_drop(only(protocol.drop(transfer, error)))
+    assert found == transfer
+    assert same(again, error)
 
 
 @for_all(st.dictionaries(st.text(), contents))

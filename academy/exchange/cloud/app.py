@@ -31,6 +31,11 @@ from academy.exchange.errors import pack_error
 
 logger = logging.getLogger(__name__)
 
+CALL_BYTES = 32_000_000
+"""What a WebSocket message may hold beside messages.
+
+A worker that connects again names each request that it works on, in some forty bytes.
+"""
 ENDING = "the exchange is about to end: connect again"
 GROUP = 100
 """Clients that are disconnected at once when it ends."""
@@ -72,14 +77,13 @@ class Server:
     def __init__(self, config: ExchangeServingConfig) -> None:
         self.config = config
         self.authority: Authority = config.auth.authority()
-        limits = config.limits.broker_limits()
-        self.namespaces = Namespaces(config.backend, limits)
+        self.namespaces = Namespaces(config.backend, config.broker_limits())
         self.operations = Operations(config.operations, self.namespaces, self.authority)
 
     @property
     def max_frame_bytes(self) -> int:
         """Bytes of the largest WebSocket message: a large record among small ones."""
-        return self.config.limits.max_message_bytes + 2 * 1_000_000
+        return self.namespaces.limits.spill_bytes + CALL_BYTES
 
     async def run(self, app: web.Application) -> AsyncIterator[None]:
         """Keep the stores open for as long as the application runs."""

@@ -303,6 +303,9 @@ class HttpExchangeTransport(NoPickleMixin):
             raise ExchangeError(f"the transport of {self.mailbox_id} is closed")
         self._link.post(message, self.inbox)
 
+    def withdraw(self, message: Message) -> None:
+        self._link.withdraw(message)
+
     async def send(self, message: Message) -> None:
         if self._closed:
             raise ExchangeError(f"the transport of {self.mailbox_id} is closed")

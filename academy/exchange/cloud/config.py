@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from academy.exchange.cloud.globus_identities import GlobusIdentities
     from academy.exchange.store import Store
     from academy.exchange.store.redis_server import RedisServer
+
+ONE_PIECE = 100_000_000
+"""Bytes of the largest message where none may come in parts."""
 
 
 class _Section(BaseModel):
@@ -185,6 +189,7 @@ class LimitsConfig(_Section):
     """What the exchange refuses (see `academy.exchange.mailbox.Limits`)."""
 
     max_message_bytes: int = Field(default=Limits.max_message_bytes, gt=0)
+    spill_bytes: int = Field(default=Limits.spill_bytes, ge=4096)
     max_mailbox_messages: int = Field(default=Limits.max_mailbox_messages, gt=0)
     max_mailbox_bytes: int = Field(default=Limits.max_mailbox_bytes, gt=0)
     message_lifetime: float = Field(default=Limits.message_lifetime, ge=0)
@@ -263,6 +268,15 @@ class ExchangeServingConfig(_Section):
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     logger: LoggerConfig = Field(default_factory=LoggerConfig)
     operations: OperationsConfig = Field(default_factory=OperationsConfig)
+
+    def broker_limits(self) -> Limits:
+        """Return the limits of a namespace, in the broker's words."""
+        limits = self.limits.broker_limits()
+        if self.backend.kind != "redis":
+            return limits
+        # The parts of a message go to files of one server, and others may follow it.
+        largest = min(limits.max_message_bytes, ONE_PIECE)
+        return replace(limits, max_message_bytes=largest, spill_bytes=largest)
 
     def model_post_init(self, _: object) -> None:
         """Let `insecure` say what `auth.method` and `tls` say."""

@@ -22,11 +22,13 @@ from academy.exception import (
 from academy.exchange.broker import Broker
 from academy.exchange.cloud import protocol
 from academy.exchange.cloud.auth import Authority, Credentials
+from academy.exchange.cloud.transfers import Transfers
 from academy.exchange.cloud.writer import Writer
 from academy.exchange.errors import pack_error
 from academy.exchange.presence import Presence, unpack_place
 from academy.exchange.store import (
     FROM_AGENT,
+    LARGE,
     ONE_WAY,
     RESPONSE,
     TO_AGENT,
@@ -82,6 +84,7 @@ class Connection:
         self._user = credentials
         self._credentials: dict[bytes, Credentials] = {}
         self._session = self._broker.connect(session, self)
+        self._transfers = Transfers(broker, self._session, self._writer)
 
     @property
     def sent(self) -> int:
@@ -90,6 +93,7 @@ class Connection:
 
     async def serve(self) -> None:
         """Work until the connection ends."""
+        pumping = asyncio.create_task(self._transfers.pump.run())
         try:
             await self._welcome()
             async for message in self._ws:
@@ -111,6 +115,8 @@ class Connection:
             await self.close(WSCloseCode.SERVICE_RESTART, str(error))
         finally:
             self._broker.disconnect(self._session)
+            pumping.cancel()
+            await asyncio.wait([pumping])
             await self._writer.close()
 
     async def _welcome(self) -> None:
@@ -123,6 +129,7 @@ class Connection:
                     "sequence": sequence,
                     "number": number,
                     "max_message_bytes": broker.limits.max_message_bytes,
+                    "spill_bytes": broker.limits.spill_bytes,
                 }
             )
         )
@@ -150,7 +157,7 @@ class Connection:
             elif kind == protocol.CONFIRM:
                 self._broker.heard(self._session, protocol.read_confirm(record))
             else:
-                raise ProtocolError(f"records of kind {kind} come from servers")
+                await self._transfers.learn(kind, record)
             if not count % protocol.BURST:
                 await asyncio.sleep(0)
         if calls:
@@ -212,6 +219,12 @@ class Connection:
         envelope = Envelope(
             dest, src, tag, flags & _ADDRESS_FLAGS, payload, len(payload), answers
         )
+        if flags & LARGE:
+            if len(payload) != protocol.TRANSFER.size:
+                raise ProtocolError("a large message comes as a transfer")
+            (number,) = protocol.TRANSFER.unpack(payload)
+            self._broker.post_large(self._session, sequence, number, envelope)
+            return
         self._broker.post(self._session, sequence, envelope)
 
     async def _answer(self, calls: list[Call]) -> None:
@@ -298,6 +311,7 @@ class Connection:
     async def _detach(self, call: dict[str, Any], by: Credentials) -> None:
         uid = UUID(call["uid"]).bytes
         self._credentials.pop(uid, None)
+        self._transfers.forget(uid)
         released = [int(number) for number in call.get("released", ())]
         await self._broker.detach(self._session, uid, released)
 
@@ -312,6 +326,31 @@ class Connection:
         reason.encode()  # it is text, and such as can be stored
         speaker = bytes.fromhex(call.get("as", ""))
         await self._broker.terminate(uid, speaker, reason[:MAX_REASON])
+
+    async def _offer(self, call: dict[str, Any], by: Credentials) -> int | None:
+        number, size = int(call["transfer"]), int(call["size"])
+        flags = int(call["flags"]) & _ADDRESS_FLAGS
+        dest, src, tag = (bytes.fromhex(call[key]) for key in ("dest", "as", "tag"))
+        envelope = Envelope(dest, src, tag, flags, b"", size)
+        if size <= 0 or not protocol.UPLOADS <= number < 2 * protocol.UPLOADS:
+            raise ValueError(f"transfer {number} of {size} bytes")
+        return self._broker.offer(self._session, number, envelope)
+
+    async def _withdraw(self, call: dict[str, Any], by: Credentials) -> None:
+        self._broker.uploads.drop(self._session.uid, int(call["transfer"]))
+
+    async def _missing(self, call: dict[str, Any], by: Credentials) -> list[int]:
+        """Return which of some messages are not in their mailbox any more."""
+        missing = []
+        for uid, numbers in call["mailboxes"].items():
+            key = UUID(uid).bytes
+            if key in self._session.attached:
+                missing += [
+                    number
+                    for number in map(int, numbers)
+                    if not await self._broker.is_stored(key, number)
+                ]
+        return missing
 
     async def _watch(self, call: dict[str, Any], by: Credentials) -> None:
         self._broker.watch(self._session, [UUID(uid).bytes for uid in call["uids"]])
@@ -341,6 +380,8 @@ class Connection:
         payload = envelope.payload
         size = len(payload)
         flags = envelope.flags
+        if flags & LARGE:
+            self._transfers.deliver(envelope)
         if envelope.redelivered:
             flags |= protocol.REDELIVERED
         head = protocol.message_head(
@@ -375,6 +416,7 @@ class Connection:
 
     def lost(self, uid: bytes, error: AcademyError) -> None:
         self._credentials.pop(uid, None)
+        self._transfers.forget(uid)
         self._writer.put(protocol.lost(uid, error))
 
     def notice(self, changes: Mapping[bytes, Presence]) -> None:
@@ -406,6 +448,9 @@ _METHODS: dict[str, Method] = {
     "touch": Connection._touch,
     "stats": Connection._stats,
     "discover": Connection._discover,
+    "offer": Connection._offer,
+    "withdraw": Connection._withdraw,
+    "missing": Connection._missing,
     "watch": Connection._watch,
     "unwatch": Connection._unwatch,
 }

@@ -25,13 +25,15 @@ from academy.exception import (
     AcademyError,
     ExchangeConnectionError,
     ExchangeError,
-    MessageTooLargeError,
     ProtocolError,
     SupersededError,
 )
 from academy.exchange.cloud import protocol
 from academy.exchange.cloud.credentials import claims_of
+from academy.exchange.cloud.downloads import Downloads
 from academy.exchange.cloud.pinning import break_off, explain
+from academy.exchange.cloud.postings import Begin, Posting, Postings
+from academy.exchange.cloud.pump import Pump
 from academy.exchange.cloud.writer import Writer
 from academy.exchange.directory import address_flags
 from academy.exchange.errors import unpack_error
@@ -43,13 +45,14 @@ from academy.exchange.presence import (
     dispatch,
     pack_place,
 )
-from academy.exchange.store import FROM_AGENT
+from academy.exchange.store import FROM_AGENT, LARGE
 from academy.identifier import EntityId, entity_id
 from academy.message import Message, encode_body
 from academy.scheduler.here import place
 
 if TYPE_CHECKING:
     from academy.exchange.cloud.client import HttpExchangeFactory
+    from academy.serialize import Part
 
 logger = logging.getLogger(__name__)
 
@@ -116,11 +119,10 @@ class Link:
     Invariants: `_outbox` holds the messages that the exchange may not have stored,
     `_calls` the calls without a reply. Both are sent again through each new
     connection, in order. `_attached` holds the mailboxes that the exchange has
-    attached here; `_resuming` is the number of the call that attaches them to a new
-    connection. `_watched` has what each user of this link watches, and `_watching` is
-    the number of the call that asks for it anew. `_tokens` are those
-    that the exchange has issued for this session, by mailbox, and for the connection.
-    `_error` is set when there will be no more connections.
+    attached here, `_watched` what each user of this link watches. `_own` are the
+    numbers of the calls that a connection makes for itself, which end with it.
+    `_tokens` are those that the exchange has issued for this session, by mailbox, and
+    for the connection. `_error` is set when there will be no more connections.
     """
 
     def __init__(
@@ -136,15 +138,15 @@ class Link:
         self._outbox = Outbox()
         self._numbers = itertools.count(1)
         self._calls: dict[int, Call] = {}
-        self._resuming = 0
+        self._own: set[int] = set()
+        self._postings = Postings(self)
+        self._downloads = Downloads()
         self._attached: dict[bytes, Attachment] = {}
         self._watched: dict[object, Watched] = {}
-        self._watching = 0
         self._writer: Writer | None = None
         self._transport: asyncio.Transport | None = None
         self._welcomed = False
         self._given_up = False
-        self._limit = 0
         self._error: AcademyError | None = None
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -169,16 +171,21 @@ class Link:
 
     async def close(self) -> None:
         """Disconnect, after what was posted is confirmed (10 s at most)."""
-        await self._drained()
+        await self._drained(None)
         self._task.cancel()
         await asyncio.wait([self._task])
         self._fail(ExchangeError(f"the connection to {self._factory.url} was closed"))
 
-    async def _drained(self) -> None:
-        """Wait until what was posted is confirmed, unless that was in vain before."""
+    async def _drained(self, source: bytes | None) -> None:
+        """Wait until what was posted is confirmed, unless that was in vain before.
+
+        Large messages are waited for while they move: of one mailbox, or of all.
+        """
         if self._given_up:
             return
         try:
+            if not await self._postings.drained(source, _CLOSE_PATIENCE):
+                raise TimeoutError
             await asyncio.wait_for(self._outbox.drained(), _CLOSE_PATIENCE)
         except TimeoutError:
             self._given_up = True
@@ -301,6 +308,8 @@ class Link:
         """Work with a connection until it is lost; return why."""
         receipts = Receipts()
         writer = Writer(ws.send_bytes, receipts.take)
+        pump = Pump(writer)
+        tasks: list[asyncio.Task[None]] = [asyncio.create_task(pump.run())]
         try:
             async for message in ws:
                 if message.type is not aiohttp.WSMsgType.BINARY:
@@ -308,15 +317,19 @@ class Link:
                 records = protocol.records(message.data)
                 for count, (kind, record) in enumerate(records, 1):
                     if kind == protocol.DELIVER:
-                        receipts.count += 1
-                        self._deliver(record)
+                        receipts.count += self._deliver(record)
                     elif kind == protocol.CONFIRM:
                         self._outbox.confirm(protocol.read_confirm(record))
                     elif kind == protocol.REFUSE:
                         receipts.refused, error = protocol.read_refuse(record)
                         self._outbox.refuse(receipts.refused, error)
                     elif kind == protocol.WELCOME:
-                        self._resume(writer, protocol.read_json(record))
+                        welcome = protocol.read_json(record)
+                        if large := self._resume(writer, pump, welcome):
+                            sending = self._send_large_again(writer, large)
+                            tasks.append(asyncio.create_task(sending))
+                        else:
+                            self._send_again(writer)
                     else:
                         self._learn(kind, record)
                     if not count % protocol.BURST:
@@ -328,19 +341,46 @@ class Link:
             return str(error)
         finally:
             self._writer = None
+            self._postings.disconnected()
+            self._downloads.disconnected()
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             await writer.close()
             await ws.close()
             break_off(self._transport)
 
-    def _resume(self, writer: Writer, welcome: dict[str, Any]) -> None:
-        """Take up the work where the last connection has left it."""
-        self._limit = welcome["max_message_bytes"]
+    def _resume(
+        self, writer: Writer, pump: Pump, welcome: dict[str, Any]
+    ) -> list[Posting]:
+        """Take up the work where the last connection has left it.
+
+        Returns large messages whose body the exchange may have lost.
+        """
+        for number in self._own:
+            self._calls.pop(number, None)
+        self._own.clear()
+        largest, inline = welcome["max_message_bytes"], welcome["spill_bytes"]
+        self._postings.connected(pump, largest, inline)
+        self._downloads.connected(writer.put)
         self._outbox.confirm(welcome["sequence"])
         self._attach_again(writer, welcome["number"])
         self._watch_again(writer)
+        self._welcomed = True
+        return [sent.posting for sent in self._outbox if sent.posting is not None]
+
+    async def _send_large_again(self, writer: Writer, large: list[Posting]) -> None:
+        def ask(method: str, then: Begin, /, **arguments: Any) -> asyncio.Future[Any]:
+            return self._ask(writer, then, method=method, **arguments)
+
+        await self._postings.send_again(large, ask)
+        self._send_again(writer)
+
+    def _send_again(self, writer: Writer) -> None:
+        """Send what was not confirmed, and use the connection for what will come."""
         unsent = deque(sent for sent in self._outbox if sent.record)
         for number, call in self._calls.items():
-            if number in (self._resuming, self._watching):
+            if number in self._own:
                 continue
             while unsent and unsent[0].sequence <= call.after:
                 writer.put(unsent.popleft().record)
@@ -348,37 +388,42 @@ class Link:
         for sent in unsent:
             writer.put(sent.record)
         self._writer = writer
-        self._welcomed = True
         self._given_up = False
         if not self._ready.done():
             self._ready.set_result(None)
 
+    def _ask(
+        self, writer: Writer, then: Begin | None = None, /, **content: Any
+    ) -> asyncio.Future[Any]:
+        """Make a call for one connection."""
+        done = asyncio.get_running_loop().create_future()
+        done.add_done_callback(_retrieve)
+        number = next(self._numbers)
+        self._own.add(number)
+        self._calls[number] = Call(content, done, then=then)
+        writer.put(protocol.numbered(protocol.CALL, number, content))
+        return done
+
     def _attach_again(self, writer: Writer, last_number: int) -> None:
-        # The call before it asked on behalf of a connection that is lost as well.
-        self._calls.pop(self._resuming, None)
         boxes = list(self._attached.values())
         if not boxes:
             return
         for box in boxes:
             box.inbox.rewind(last_number)
-        done = asyncio.get_running_loop().create_future()
+        done = self._ask(writer, method="attach", mailboxes=self._holdings())
         done.add_done_callback(lambda done: self._tell_lost(boxes, done))
-        call = Call({"method": "attach", "mailboxes": self._holdings()}, done)
-        number = self._resuming = next(self._numbers)
-        self._calls[number] = call
-        writer.put(protocol.numbered(protocol.CALL, number, call.content))
+        if coming := self._downloads.coming():
+            # What is still there is offered again, and goes on where it was.
+            self._ask(writer, self._missing, method="missing", mailboxes=coming)
+
+    def _missing(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self._downloads.drop(number)
 
     def _watch_again(self, writer: Writer) -> None:
-        self._calls.pop(self._watching, None)
         uids = {uid for watched in self._watched.values() for uid in watched}
-        if not uids:
-            return
-        number = self._watching = next(self._numbers)
-        content = {"method": "watch", "uids": [uid.hex() for uid in uids]}
-        done = asyncio.get_running_loop().create_future()
-        done.add_done_callback(_retrieve)
-        self._calls[number] = Call(content, done)
-        writer.put(protocol.numbered(protocol.CALL, number, content))
+        if uids:
+            self._ask(writer, method="watch", uids=[uid.hex() for uid in uids])
 
     def _tell_lost(self, boxes: list[Attachment], done: asyncio.Future[Any]) -> None:
         if done.cancelled() or done.exception() is not None:
@@ -388,14 +433,18 @@ class Link:
                 uid = box.mailbox_id.uid.bytes
                 if self._attached.get(uid) is box:
                     del self._attached[uid]
+                    self._downloads.forget(uid)
                 box.inbox.lost(unpack_error(problem))
 
     def _holdings(self) -> list[dict[str, Any]]:
         held = {uid: list(box.inbox.held()) for uid, box in self._attached.items()}
-        for sent in self._outbox:
-            uid = sent.message.src.uid.bytes
-            if uid in held and sent.message.is_response():
-                held[uid].append(sent.message.tag)
+        for uid in held if self._downloads.lanes else ():
+            held[uid] += self._downloads.held(uid)
+        posted = (sent.message for sent in self._outbox)
+        for message in itertools.chain(posted, self._postings.waiting()):
+            uid = message.src.uid.bytes
+            if uid in held and message.is_response():
+                held[uid].append(message.tag)
         return [
             attach_arguments(
                 box, self._tokens.get(uid, box.token), resume=True, held=held[uid]
@@ -403,23 +452,29 @@ class Link:
             for uid, box in self._attached.items()
         ]
 
-    def _deliver(self, record: memoryview) -> None:
+    def _deliver(self, record: memoryview) -> bool:
+        """Take a message; return whether it is here, and not only begun."""
         _, _, flags, number, _, dest, src, tag = _unpack(record)
+        large = bool(flags & LARGE)
         box = self._attached.get(dest)
         if box is None:
-            return
-        box.inbox.deliver(
-            Message(
-                entity_id(bool(flags & FROM_AGENT), src),
-                box.mailbox_id,
-                tag,
-                None,
-                record[_HEAD:],
-                None,
-                number,
-                bool(flags & protocol.REDELIVERED),
-            )
+            return not large
+        message = Message(
+            entity_id(bool(flags & FROM_AGENT), src),
+            box.mailbox_id,
+            tag,
+            None,
+            record[_HEAD:],
+            None,
+            number,
+            bool(flags & protocol.REDELIVERED),
         )
+        if large or self._downloads.lanes:
+            reference = bytes(record[_HEAD:]) if large else None
+            self._downloads.take(message, box.inbox, reference)
+        else:
+            box.inbox.deliver(message)
+        return not large
 
     def _learn(self, kind: int, record: memoryview) -> None:
         if kind == protocol.REPLY:
@@ -437,9 +492,20 @@ class Link:
             uid, error = protocol.read_lost(record)
             box = self._attached.pop(uid, None)
             if box is not None:
+                self._downloads.forget(uid)
                 box.inbox.lost(error)
         elif kind == protocol.TOKENS:
             self._tokens |= protocol.read_tokens(record)
+        elif kind == protocol.PART:
+            self._downloads.part(*protocol.read_part(record))
+        elif kind == protocol.TAKEN:
+            self._postings.taken(*protocol.read_taken(record))
+        elif kind == protocol.DROP:
+            number, error = protocol.read_drop(record)
+            if number >= protocol.UPLOADS:
+                self._postings.dropped(number, error)
+            else:
+                self._downloads.drop(number)
         elif kind == protocol.NEWS:
             changes = protocol.read_news(record)
             for watched in list(self._watched.values()):
@@ -454,6 +520,7 @@ class Link:
         self._error = error
         if not self._ready.done():
             self._ready.set_result(None)
+        self._postings.fail(error)
         calls, self._calls = self._calls, {}
         for call in calls.values():
             if not call.done.done():
@@ -531,10 +598,11 @@ class Link:
         if self._attached.get(uid) is not box:
             return
         # Attached until it is confirmed, since only who is attached may send it again.
-        await self._drained()
+        await self._drained(uid)
         if self._attached.get(uid) is not box:
             return
         del self._attached[uid]
+        released = released + self._downloads.forget(uid)
         # Without a connection there is nothing to detach from: the next one
         # attaches only what is attached here.
         if self._writer is not None:
@@ -587,22 +655,83 @@ class Link:
             raise self._error
         parts = encode_body(message)
         size = sum(map(len, parts))
-        if size + _HEAD > self._limit:
-            raise MessageTooLargeError(size + _HEAD, self._limit)
-        head = protocol.message_head(
-            protocol.SEND,
-            address_flags(message) | (protocol.AWAITED if stored else 0),
-            self._outbox.last_sequence + 1,
-            message.lease or message.lifetime,
-            message.dest.uid.bytes,
-            message.src.uid.bytes,
-            message.tag,
-            size,
+        postings = self._postings
+        if (size > postings.inline or postings.lanes) and postings.take(
+            message, inbox, parts, size, stored
+        ):
+            return
+        self._put(message, inbox, parts, size, stored)
+
+    def _put(
+        self,
+        message: Message,
+        inbox: Inbox,
+        parts: list[Part],
+        size: int,
+        stored: asyncio.Future[None] | None,
+    ) -> None:
+        flags = protocol.AWAITED if stored else 0
+        record = _send_record(
+            message, self._outbox.last_sequence + 1, flags, parts, size
         )
-        record = b"".join((head, *parts))
         self._outbox.add(message, inbox, record, stored)
         if self._writer is not None:
             self._writer.put(record)
+
+    def withdraw(self, message: Message) -> None:
+        """Learn that nobody waits for the answer to a request."""
+        if self._postings.lanes:
+            self._postings.withdraw(message)
+
+    # --- what postings do (Sender)
+
+    def put(self, posting: Posting) -> None:
+        self._put(
+            *(posting.message, posting.inbox, posting.parts),
+            *(posting.size, posting.stored),
+        )
+
+    def put_large(self, posting: Posting) -> None:
+        flags = LARGE | (protocol.AWAITED if posting.stored else 0)
+        reference = protocol.TRANSFER.pack(posting.number)
+        sequence = self._outbox.last_sequence + 1
+        record = _send_record(
+            posting.message, sequence, flags, [reference], len(reference)
+        )
+        self._outbox.add(
+            posting.message, posting.inbox, record, posting.stored, posting
+        )
+        if self._writer is not None:
+            self._writer.put(record)
+
+    def put_hollow(self, posting: Posting) -> None:
+        entry = self._outbox.entry_of(posting)
+        if entry is None:
+            self._put(posting.message, posting.inbox, [], 0, posting.stored)
+            return
+        entry.record = _send_record(posting.message, entry.sequence, 0, [], 0)
+        entry.posting = None
+
+    def give_up(self, posting: Posting, error: Exception) -> None:
+        entry = self._outbox.entry_of(posting)
+        if entry is not None:
+            self._outbox.give_up(entry, error)
+
+
+def _send_record(
+    message: Message, sequence: int, flags: int, parts: list[Part], size: int
+) -> bytes:
+    head = protocol.message_head(
+        protocol.SEND,
+        address_flags(message) | flags,
+        sequence,
+        message.lease or message.lifetime,
+        message.dest.uid.bytes,
+        message.src.uid.bytes,
+        message.tag,
+        size,
+    )
+    return b"".join((head, *parts))
 
 
 def _forget_request(error: aiohttp.ClientResponseError) -> None:

@@ -19,7 +19,18 @@ RECEIPT  client     count (4): so many more deliveries were received
 LOST     server     mailbox (16), JSON: error
 NEWS     server     JSON: where owners of watched mailboxes are, by uid
 TOKENS   server     JSON: what to show when coming back, by uid; "" for the connection
+PART     both       transfer (8), offset (8), bytes of a large message
+TAKEN    both       transfer (8), offset (8): what is before it has been taken
+DROP     server     transfer (8), JSON: error; it will not be completed
 =======  =========  =========================================================
+
+A message above `spill_bytes` of WELCOME is a transfer. To the exchange: the client asks
+with the call `offer` whether there is room, and is told how much is there already; it
+sends the rest in PARTs, and when they are TAKEN a SEND with the flag LARGE, whose
+payload is the number of the transfer. From the exchange: a DELIVER with that flag,
+whose payload is the key and the size of the body; the client asks with TAKEN for what
+it does not have yet, and has received the message when it has TAKEN all of it. Nobody
+sends more than `WINDOW` bytes beyond what was TAKEN, and other records go in between.
 
 CONFIRM and RECEIPT leave with other records, or alone a few milliseconds later: for
 themselves, they would wake the far side as often again as messages do.
@@ -54,8 +65,14 @@ NAMESPACE_HEADER = "Academy-Namespace"
 """Whose mailboxes a guest is after."""
 
 WELCOME, CALL, REPLY, SEND, DELIVER, CONFIRM, REFUSE, RECEIPT, LOST = range(1, 10)
-NEWS, TOKENS = 10, 11
+NEWS, TOKENS, PART, TAKEN, DROP = range(10, 15)
 
+UPLOADS = 1 << 63
+"""Numbers of transfers to the exchange are above it; from there, messages' numbers."""
+PART_BYTES = 262_144
+"""Bytes in one PART: what other records may have to wait for."""
+WINDOW = 4_194_304
+"""Bytes of one transfer that are on their way and not TAKEN."""
 REDELIVERED = 128
 """Flag of a delivery that an earlier incarnation may have worked on."""
 AWAITED = 64
@@ -75,6 +92,10 @@ _NUMBERED = struct.Struct("<IBI")
 _CONFIRM = struct.Struct("<IBQ")
 _REFUSE = struct.Struct("<IBQ16s")
 _LOST = struct.Struct("<IB16s")
+_PART = struct.Struct("<IBQQ")
+_DROP = struct.Struct("<IBQ")
+TRANSFER = struct.Struct("<Q")
+"""Payload of a SEND of a large message."""
 
 _SMALLEST = {
     WELCOME: HEAD.size,
@@ -88,6 +109,9 @@ _SMALLEST = {
     LOST: _LOST.size,
     NEWS: HEAD.size,
     TOKENS: HEAD.size,
+    PART: _PART.size,
+    TAKEN: _PART.size,
+    DROP: _DROP.size,
 }
 
 
@@ -244,3 +268,37 @@ def read_lost(record: memoryview) -> tuple[bytes, Exception]:
     """Unpack a LOST record."""
     uid = _LOST.unpack_from(record)[2]
     return uid, unpack_error(read_json(record, _LOST.size))
+
+
+def part_head(transfer: int, offset: int, size: int) -> bytes:
+    """Pack the header of a PART record that carries `size` bytes."""
+    return _PART.pack(_PART.size + size, PART, transfer, offset)
+
+
+def read_part(record: memoryview) -> tuple[int, int, memoryview]:
+    """Unpack a PART record: transfer, offset, bytes."""
+    _, _, transfer, offset = _PART.unpack_from(record)
+    return transfer, offset, record[_PART.size :]
+
+
+def taken(transfer: int, offset: int) -> bytes:
+    """Pack a TAKEN record."""
+    return _PART.pack(_PART.size, TAKEN, transfer, offset)
+
+
+def read_taken(record: memoryview) -> tuple[int, int]:
+    """Unpack a TAKEN record: transfer, offset."""
+    _, _, transfer, offset = _PART.unpack_from(record)
+    return transfer, offset
+
+
+def drop(transfer: int, error: AcademyError) -> bytes:
+    """Pack a DROP record."""
+    body = json.dumps(pack_error(error)).encode()
+    return _DROP.pack(_DROP.size + len(body), DROP, transfer) + body
+
+
+def read_drop(record: memoryview) -> tuple[int, Exception]:
+    """Unpack a DROP record: transfer, error."""
+    transfer = _DROP.unpack_from(record)[2]
+    return transfer, unpack_error(read_json(record, _DROP.size))

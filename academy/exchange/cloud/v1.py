@@ -249,7 +249,7 @@ class V1Server:
         async with self._box(owner, by) as box:
             reader = box.read()
             while (envelope := await reader.next(timeout)) is not None:
-                text = box.text(envelope)
+                text = await box.text(envelope)
                 if text is None:
                     continue
                 response = web.json_response({"message": text})
@@ -287,7 +287,7 @@ async def _stream(box: V1Mailbox, response: web.StreamResponse, timeout: float) 
         envelope = await reader.next(min(left, KEEP_ALIVE))
         if envelope is None:
             await response.write(b":\n\n")
-        elif (text := box.text(envelope)) is not None:
+        elif (text := await box.text(envelope)) is not None:
             await response.write(b"data: %b\n\n" % text.encode())
             box.received(envelope)
             ends = loop.time() + timeout

@@ -212,6 +212,9 @@ class V1ExchangeTransport(NoPickleMixin):
             raise ExchangeError(f"the transport of {self.mailbox_id} is closed")
         self._lanes.add(message, stored)
 
+    def withdraw(self, message: Message) -> None:
+        pass  # it is one request, which may be on its way
+
     async def send(self, message: Message) -> None:
         stored = asyncio.get_running_loop().create_future()
         self.post(message, stored)

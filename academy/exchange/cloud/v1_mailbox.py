@@ -19,6 +19,7 @@ from uuid import UUID
 
 from academy.exception import (
     AcademyError,
+    MessageTooLargeError,
     RequestsNotServedError,
     StorageError,
     StreamsUnsupportedError,
@@ -27,14 +28,23 @@ from academy.exchange.broker import Broker
 from academy.exchange.cloud.v1_messages import write_message
 from academy.exchange.directory import address_flags
 from academy.exchange.presence import Presence
-from academy.exchange.store import FROM_AGENT, RESPONSE, TO_AGENT, Envelope
+from academy.exchange.store import FROM_AGENT, LARGE, RESPONSE, TO_AGENT, Envelope
+from academy.exchange.store.bodies import Body
 from academy.identifier import entity_id
-from academy.message import AcademyErrorResponse, Message, encode_body
+from academy.message import (
+    AcademyErrorResponse,
+    Message,
+    UserErrorResponse,
+    encode_body,
+)
+from academy.serialize import PICKLE, Payload
 
 logger = logging.getLogger(__name__)
 
 REMEMBERED = 4096
 """Latest requests of an owner that are known again when they come twice."""
+LARGEST = 100_000_000
+"""Bytes of a message that is put into JSON, all of it in memory."""
 CATCH_UP_PATIENCE = 5.0
 """Seconds that an answer may wait for its request to be read from the store."""
 
@@ -206,10 +216,20 @@ class V1Mailbox:
             self._queue.popleft()
             self._broker.acknowledge(self._session, 1)
 
-    def text(self, envelope: Envelope) -> str | None:
-        """Write the oldest message as v1 does; None drops it, since it is malformed."""
+    async def text(self, envelope: Envelope) -> str | None:
+        """Write the oldest message as v1 does; None drops it, since it is malformed.
+
+        Raises:
+            StorageError: its body cannot be read.
+        """
         try:
-            return write_message(self._message(envelope))
+            if envelope.size > LARGEST:
+                return self._too_large(envelope)
+            payload = envelope.payload
+            if envelope.flags & LARGE:
+                key, size = Body.unpacked(payload)
+                payload = await self._broker.bodies.read(key, 0, size)
+            return write_message(self._message(envelope, payload))
         except (ValueError, RecursionError) as error:
             logger.error("dropped a malformed message of %s: %s", self.uid.hex(), error)
             self.received(envelope)
@@ -221,21 +241,41 @@ class V1Mailbox:
                 number = self._requests.pop((envelope.src, envelope.tag), 0)
                 body = AcademyErrorResponse.of(RequestsNotServedError(str(error)))
                 assert body is not None
-                self._put(self._message(envelope).create_response(body), number)
+                sent = self._message(envelope, None)
+                self._put(Message(sent.dest, sent.src, sent.tag, body), number)
             return None
 
-    def _message(self, envelope: Envelope) -> Message:
+    def _too_large(self, envelope: Envelope) -> str | None:
+        """Tell whoever waits for an answer that v1 cannot carry a message."""
+        error = MessageTooLargeError(envelope.size, LARGEST)
+        body = UserErrorResponse(Payload(PICKLE, error))
+        sent = self._message(envelope, None)
+        if envelope.flags & RESPONSE:
+            label = self._label(envelope)
+            message = Message(sent.src, sent.dest, sent.tag, body, label=label)
+            return write_message(message)
+        self._put(Message(sent.dest, sent.src, sent.tag, body), envelope.number)
+        self._requests.pop((envelope.src, envelope.tag), None)
+        self.received(envelope)
+        return None
+
+    def _label(self, envelope: Envelope) -> UUID | None:
+        posted = self._posted.get((envelope.src, envelope.tag))
+        return None if posted is None else posted.label
+
+    def _message(self, envelope: Envelope, payload: bytes | None) -> Message:
         flags = envelope.flags
         message = Message(
             entity_id(bool(flags & FROM_AGENT), envelope.src),
             entity_id(bool(flags & TO_AGENT), envelope.dest),
             envelope.tag,
-            data=memoryview(envelope.payload),
+            data=None if payload is None else memoryview(payload),
         )
+        if payload is None:
+            return message
         message.get_body()
         if flags & RESPONSE and message.label is None:
-            posted = self._posted.get((envelope.src, envelope.tag))
-            message.label = None if posted is None else posted.label
+            message.label = self._label(envelope)
         return message
 
     # --- what the broker says (Consumer)

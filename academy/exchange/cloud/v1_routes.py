@@ -20,6 +20,7 @@ from academy.exchange.cloud.auth import Authority, Credentials, bearer
 from academy.exchange.cloud.logs import current_client
 from academy.exchange.cloud.namespaces import Namespaces
 from academy.exchange.cloud.v1 import ROUTES, Handler, V1Server
+from academy.exchange.cloud.v1_mailbox import LARGEST
 
 if TYPE_CHECKING:
     from academy.exchange.cloud.globus_identities import GlobusIdentities
@@ -134,7 +135,7 @@ class V1Routes:
                     logger.warning("turned away %s: %s", request.remote, error)
                     return v1_http.refusal(error, 403 if token else 401)
                 current_client.set(by)
-                limit = self._namespaces.limits.max_message_bytes
+                limit = min(self._namespaces.limits.max_message_bytes, LARGEST)
                 parameters = await v1_http.read_parameters(request, limit)
                 server = await self._server(by)
                 self._open[id(request)] = request, by

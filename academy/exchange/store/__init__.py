@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from academy.exchange.store.bodies import Bodies
 
 RESPONSE = 1
 """Flag of an envelope that nobody answers: it is settled when it was received."""
@@ -14,6 +17,8 @@ TO_AGENT = 4
 """Flag of an envelope whose destination is an agent."""
 ONE_WAY = 8
 """Flag, beside `RESPONSE`, of an envelope that does not settle a request either."""
+LARGE = 16
+"""Flag of an envelope whose payload is a reference to a body (see `store.bodies`)."""
 
 
 class Envelope:
@@ -23,9 +28,9 @@ class Envelope:
         dest: uid of the destination, 16 bytes (refusals have a place of their own).
         src: uid of the source, 16 bytes.
         tag: 16 bytes that a request and its response share.
-        flags: `RESPONSE`, `FROM_AGENT`, `TO_AGENT`, `ONE_WAY`.
+        flags: `RESPONSE`, `FROM_AGENT`, `TO_AGENT`, `ONE_WAY`, `LARGE`.
         payload: bytes of a body (or, in the local exchange, the message itself).
-        size: bytes that count against limits.
+        size: bytes that count against limits; of a large message, its body's.
         number: place in the exchange's order, given when the message is stored.
         answers: of a response, the number of the request that it settles; of a
             request, how many milliseconds it may wait until it is delivered (0: for
@@ -105,6 +110,8 @@ class Changes:
 
     mailboxes: dict[bytes, MailboxRecord] = field(default_factory=dict)
     added: list[Envelope] = field(default_factory=list)
+    large: list[Envelope] = field(default_factory=list)
+    """Those of `added` that have a body."""
     leased: list[Envelope] = field(default_factory=list)
     """Messages that were stored before and whose lease has changed."""
     settled: list[tuple[bytes, int]] = field(default_factory=list)
@@ -151,7 +158,13 @@ class Store(Protocol):
 
     Each operation is atomic and in force when it returns. A store that cannot do it
     raises `StorageError` and has changed nothing.
+
+    Attributes:
+        bodies: of large messages. They are written before their message is stored,
+            and the store deletes them when it removes that.
     """
+
+    bodies: Bodies
 
     async def open(self) -> Contents:
         """Get ready and tell what is there. May be called again after an error."""

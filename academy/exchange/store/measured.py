@@ -46,6 +46,7 @@ class MeasuredStore:
     """
 
     def __init__(self, store: Store) -> None:
+        self.bodies = store.bodies
         self._store = store
         self.committing = Latency()
         self.reading = Latency()

@@ -5,12 +5,19 @@ from __future__ import annotations
 import heapq
 
 from academy.exchange.store import Changes, Contents, Envelope, MailboxRecord
+from academy.exchange.store.bodies import Bodies, References, ScratchBodies
 
 
 class MemoryStore:
-    """Keeps everything in dictionaries."""
+    """Keeps everything in dictionaries, but the bodies of large messages.
 
-    def __init__(self) -> None:
+    Args:
+        bodies: where those are kept. Default: in files, until the process ends.
+    """
+
+    def __init__(self, bodies: Bodies | None = None) -> None:
+        self.bodies = bodies or ScratchBodies()
+        self._references = References()
         self._mailboxes: dict[bytes, MailboxRecord] = {}
         self._messages: dict[bytes, dict[int, Envelope]] = {}
         self._sessions: dict[bytes, int] = {}
@@ -23,6 +30,7 @@ class MemoryStore:
             uid: (len(box), sum(envelope.size for envelope in box.values()))
             for uid, box in self._messages.items()
         }
+        await self.bodies.sweep(self._references.keys())
         mailboxes = list(self._mailboxes.values())
         return Contents(mailboxes, dict(self._sessions), waiting, self._last_number)
 
@@ -52,6 +60,7 @@ class MemoryStore:
             heapq.heappush(self._by_expiry, (due, uid, number))
         for uid in changes.removed:
             self._mailboxes.pop(uid, None)
+        self.bodies.delete(self._references.follow(changes))
 
     async def pending(self, dest: bytes, after: int, limit: int) -> list[Envelope]:
         found: list[Envelope] = []
@@ -83,4 +92,4 @@ class MemoryStore:
         return found, queue[0][0] if queue else None
 
     async def close(self) -> None:
-        pass
+        await self.bodies.close()

@@ -21,6 +21,7 @@ from academy.exchange.store import (
     MailboxRecord,
     redis_scripts as scripts,
 )
+from academy.exchange.store.bodies import Bodies, ScratchBodies
 from academy.exchange.store.redis_server import RedisServer
 
 STEP_BYTES = 1_000_000
@@ -45,9 +46,18 @@ class RedisStore:
         server: where.
         namespace: whose.
         token: shows that the namespace is ours.
+        bodies: where those of large messages are kept. Default: in files of this
+            server, which end with it.
     """
 
-    def __init__(self, server: RedisServer, namespace: str, token: int) -> None:
+    def __init__(
+        self,
+        server: RedisServer,
+        namespace: str,
+        token: int,
+        bodies: Bodies | None = None,
+    ) -> None:
+        self.bodies = bodies or ScratchBodies()
         self._server = server
         self._namespace = namespace
         self._token = token
@@ -152,6 +162,7 @@ class RedisStore:
     async def close(self) -> None:
         # The connections are the server's, which other namespaces use as well.
         self._closed = True
+        await self.bodies.close()
 
     async def _run(self, script: str, *arguments: Any) -> Any:
         return await self._server.run(script, self._meta, self._token, *arguments)

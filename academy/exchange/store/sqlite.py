@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from academy.exception import StorageError
-from academy.exchange.store import Changes, Contents, Envelope, MailboxRecord
+from academy.exchange.store import LARGE, Changes, Contents, Envelope, MailboxRecord
+from academy.exchange.store.bodies import Bodies, Body, FileBodies, References
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ _EXPIRED = (
 _NEXT_EXPIRY = "select min(due) from expiry"
 _CHECKPOINT = "pragma wal_checkpoint(passive)"
 _WAITING = "select dest, count(*), sum(length(payload)) from message group by dest"
+_LARGE = f"select dest, number, payload from message where flags & {LARGE}"
 
 
 class SqliteStore:
@@ -90,9 +92,18 @@ class SqliteStore:
         durability: "process" survives the death of any process, and costs no wait
             for the disk; "power" also waits until the disk has each transaction, so
             that it survives a power cut. Transactions group whatever came meanwhile.
+        bodies: where those of large messages are kept. Default: in files of the folder
+            `PATH.bodies`.
     """
 
-    def __init__(self, path: str | Path, durability: Durability = "process") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        durability: Durability = "process",
+        bodies: Bodies | None = None,
+    ) -> None:
+        self.bodies = bodies or FileBodies(f"{path}.bodies")
+        self._references = References()
         self._path = Path(path)
         self._durability = durability
         self._db: sqlite3.Connection | None = None
@@ -109,9 +120,11 @@ class SqliteStore:
             self._path.touch(mode=0o600)
             self._lock()
             self._db = _connect(self._path)
-            return self._load(self._db)
+            contents = self._load(self._db)
         except (OSError, sqlite3.Error) as error:
             raise self._failure("open", error) from error
+        await self.bodies.sweep(self._references.keys())
+        return contents
 
     def _lock(self) -> None:
         # A second exchange on the same file would break every rule. The kernel lets
@@ -150,10 +163,18 @@ class SqliteStore:
         db.executescript(_SCHEMA)
         db.execute(f"pragma user_version={_SCHEMA_VERSION}")
         last = db.execute("select max(number) from message").fetchone()[0] or 0
+        waiting = {uid: (n, size) for uid, n, size in db.execute(_WAITING)}
+        keys: dict[bytes, dict[int, bytes]] = {}
+        for dest, number, reference in db.execute(_LARGE):
+            body = Body.unpacked(reference)
+            keys.setdefault(dest, {})[number] = body.key
+            count, size = waiting[dest]
+            waiting[dest] = count, size - len(reference) + body.size
+        self._references = References(keys)
         return Contents(
             mailboxes=[_record(row) for row in db.execute("select * from mailbox")],
             sessions=dict(db.execute("select uid, sequence from session")),
-            waiting={uid: (n, size) for uid, n, size in db.execute(_WAITING)},
+            waiting=waiting,
             last_number=last,
         )
 
@@ -163,19 +184,23 @@ class SqliteStore:
 
     def _write_here(self, changes: Changes) -> None:
         self._write(changes)
-        self._count()
+        self._written(changes)
 
     async def commit(self, changes: Changes) -> None:
         if self._durability == "process":
             self._write_here(changes)
             return
+        if changes.large:
+            large = [Body.unpacked(envelope.payload) for envelope in changes.large]
+            await self.bodies.sync(body.key for body in large)
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, "sqlite")
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._worker, self._write, changes)
-        self._count()
+        self._written(changes)
 
-    def _count(self) -> None:
+    def _written(self, changes: Changes) -> None:
+        self.bodies.delete(self._references.follow(changes))
         self._commits += 1
         if not self._commits % CHECK_EVERY and self._checkpoint is None:
             self._start_checkpoint()
@@ -213,10 +238,7 @@ class SqliteStore:
             rows = self._open_db().execute(_PENDING, (dest, after, limit)).fetchall()
         except sqlite3.Error as error:
             raise self._failure("read", error) from error
-        return [
-            Envelope(dest, src, tag, flags, payload, len(payload), 0, number, lease)
-            for number, src, tag, flags, lease, payload in rows
-        ]
+        return [_envelope(dest, *row) for row in rows]
 
     async def expired(
         self, now: float, limit: int
@@ -229,11 +251,7 @@ class SqliteStore:
             (due,) = db.execute(_NEXT_EXPIRY).fetchone()
         except sqlite3.Error as error:
             raise self._failure("read", error) from error
-        found = [
-            Envelope(dest, src, tag, flags, payload, len(payload), 0, number, lease)
-            for dest, number, src, tag, flags, lease, payload in rows
-        ]
-        return found, due
+        return [_envelope(*row) for row in rows], due
 
     def _start_checkpoint(self) -> None:
         if self._log.stat().st_size < CHECKPOINT_BYTES:
@@ -263,6 +281,7 @@ class SqliteStore:
             self._db.execute(_CHECKPOINT).fetchone()
 
     async def close(self) -> None:
+        await self.bodies.close()
         if self._checkpoint is not None:
             await asyncio.wait([self._checkpoint])
         if self._worker is not None:
@@ -305,6 +324,19 @@ def _message_row(e: Envelope) -> tuple[object, ...]:
         payload = bytearray(payload)
     dest, src, tag = bytearray(e.dest), bytearray(e.src), bytearray(e.tag)
     return dest, e.number, src, tag, e.flags, e.lease, payload
+
+
+def _envelope(
+    dest: bytes,
+    number: int,
+    src: bytes,
+    tag: bytes,
+    flags: int,
+    lease: int,
+    payload: bytes,
+) -> Envelope:
+    size = Body.unpacked(payload).size if flags & LARGE else len(payload)
+    return Envelope(dest, src, tag, flags, payload, size, 0, number, lease)
 
 
 def _row(record: MailboxRecord) -> tuple[object, ...]:
