@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sqlite3
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,12 +16,14 @@ import pytest
 from academy.exception import StorageError
 from academy.exchange.store import (
     FROM_AGENT,
+    LARGE,
     RESPONSE,
     Changes,
     Envelope,
     MailboxRecord,
     Store,
 )
+from academy.exchange.store.bodies import Body
 from academy.exchange.store.measured import MeasuredStore
 from academy.exchange.store.memory import MemoryStore
 from academy.exchange.store.sqlite import CHECKPOINT_BYTES, SqliteStore
@@ -280,6 +283,52 @@ async def test_a_removed_mailbox_is_unknown(store: Store) -> None:
     await store.commit(registered(DEST, OTHER))
     await store.commit(Changes(removed=[DEST, SRC]))
     assert [r.uid for r in (await store.open()).mailboxes] == [OTHER]
+
+
+@pytest.mark.parametrize(
+    "end", [Changes(settled=[(DEST, 1)]), Changes(cleared=[DEST])], ids=["1", "all"]
+)
+async def test_the_body_of_a_large_message_lives_as_long_as_that(
+    store: Store, end: Changes
+) -> None:
+    data = random.Random(1).randbytes(2_500_000)
+    body = Body.new(len(data))
+    for at in range(0, len(data), 700_000):
+        await store.bodies.write(body.key, at, data[at : at + 700_000])
+    tag, size = bytes(16), len(data)
+    large = Envelope(DEST, SRC, tag, LARGE, body.packed(), size, number=1)
+    added = Changes(registered(DEST).mailboxes, [large, message(2)], [large])
+    await store.commit(added)
+
+    contents = await store.open()
+
+    assert contents.waiting == {DEST: (2, size + len(b"payload 2"))}
+    found, _ = await store.pending(DEST, 0, 9)
+    assert (Body.unpacked(found.payload), found.size) == (body, size)
+    assert await store.bodies.read(body.key, 999_990, 20) == data[999_990:1_000_010]
+    assert await store.bodies.read(body.key, 0, size) == data
+    await store.commit(end)
+    await body_is_gone(store, body)
+
+
+async def test_a_body_that_no_message_has_goes_when_a_store_is_opened(
+    store: Store,
+) -> None:
+    body = Body.new(10)
+    await store.bodies.write(body.key, 0, b"0123456789")
+
+    await store.open()
+
+    await body_is_gone(store, body)
+
+
+async def body_is_gone(store: Store, body: Body) -> None:
+    async def until_it_fails() -> None:
+        while True:
+            await store.bodies.read(body.key, 0, 1)
+
+    with pytest.raises(StorageError):
+        await asyncio.wait_for(until_it_fails(), 30)
 
 
 async def test_nothing_to_write_is_fine(store: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -15,7 +16,7 @@ import pytest
 from academy.exchange import HttpExchangeFactory
 from academy.exchange.presence import PresenceState
 from academy.manager import Manager
-from academy.message import ActionRequest
+from academy.message import ActionRequest, Message
 from tests.support.agents import Adder
 from tests.support.calls import Server, call, calls_from, register, result
 from tests.support.raw import RawClient
@@ -280,6 +281,39 @@ async def test_a_server_that_is_stopped_hands_over_at_once(
             await calls_from(senders(servers, port), registration, server)
             await asyncio.gather(*tasks)
     assert codes == [0]
+
+
+async def test_a_large_message_outlives_the_server_that_has_taken_it(
+    servers: ExchangeServers,
+) -> None:
+    """Its bytes are in Redis, not on that server."""
+    payload = random.Random(1).randbytes(3_000_000)
+    received: asyncio.Queue[Message] = asyncio.Queue()
+    owner = await first_owner(servers)
+    other = next(one for one in servers.all if one is not owner)
+    async with await other.factory().create_user_client() as user:
+        registration = await user.register_agent(Adder)
+        request = ActionRequest.of("record", (payload,))
+        await user.send(user.new_message(registration.agent_id, request))
+
+        owner.kill()
+
+        agent = await other.factory(retries=7).create_agent_client(
+            registration, received.put_nowait
+        )
+        async with asyncio.timeout(30):
+            body = (await received.get()).get_body()
+        assert isinstance(body, ActionRequest)
+        assert body.get_args() == (payload,)
+        assert await servers.owner() is not owner
+        await agent.close()
+
+
+async def first_owner(servers: ExchangeServers) -> ExchangeServer:
+    async with await servers[0].factory().create_user_client():
+        owner = await servers.owner()
+    assert owner is not None
+    return owner
 
 
 # --- a Redis that goes, or is full

@@ -11,17 +11,20 @@ import json
 import struct
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 from academy.exception import StorageError
 from academy.exchange.store import (
+    LARGE,
     Changes,
     Contents,
     Envelope,
     MailboxRecord,
     redis_scripts as scripts,
 )
-from academy.exchange.store.bodies import Bodies, ScratchBodies
+from academy.exchange.store.bodies import Bodies, Body, References
+from academy.exchange.store.redis_bodies import RedisBodies
 from academy.exchange.store.redis_server import RedisServer
 
 STEP_BYTES = 1_000_000
@@ -32,6 +35,9 @@ PAGE = 1_000
 """Mailboxes or sessions that are read at once."""
 
 _HEADER = struct.Struct("<16s16sBQ")
+_REFERENCE = struct.Struct("<QQ")
+_PACKED = len(Body.new(0).packed())
+"""Bytes of what is stored in place of a large payload."""
 
 Operation = tuple[bytes | str | int, ...]
 
@@ -46,18 +52,11 @@ class RedisStore:
         server: where.
         namespace: whose.
         token: shows that the namespace is ours.
-        bodies: where those of large messages are kept. Default: in files of this
-            server, which end with it.
     """
 
-    def __init__(
-        self,
-        server: RedisServer,
-        namespace: str,
-        token: int,
-        bodies: Bodies | None = None,
-    ) -> None:
-        self.bodies = bodies or ScratchBodies()
+    def __init__(self, server: RedisServer, namespace: str, token: int) -> None:
+        self.bodies: Bodies = RedisBodies(server, namespace, token)
+        self._references = References()
         self._server = server
         self._namespace = namespace
         self._token = token
@@ -80,6 +79,7 @@ class RedisStore:
             contents.sessions.update(zip(uids, map(int, sequences), strict=True))
         async for uids, _ in self._pages("SSCAN", "boxes"):
             await self._count_waiting(contents.waiting, uids)
+        await self._load_references(contents.waiting)
         return contents
 
     async def _pages(
@@ -95,6 +95,19 @@ class RedisStore:
             yield fresh, [page[f] for f in fresh] if command == "HSCAN" else []
             if not cursor:
                 return
+
+    async def _load_references(self, waiting: dict[bytes, tuple[int, int]]) -> None:
+        """Learn which messages are large, and drop bodies that belong to none."""
+        keys: dict[bytes, dict[int, bytes]] = {}
+        async for found, references in self._pages("HSCAN", "references"):
+            for key, reference in zip(found, references, strict=True):
+                number, size = _REFERENCE.unpack_from(reference)
+                dest = reference[_REFERENCE.size :]
+                keys.setdefault(dest, {})[number] = key
+                count, total = waiting[dest]
+                waiting[dest] = count, total + size - _PACKED
+        self._references = References(keys)
+        await self.bodies.sweep(self._references.keys())
 
     async def _count_waiting(
         self, waiting: dict[bytes, tuple[int, int]], uids: list[bytes]
@@ -118,7 +131,8 @@ class RedisStore:
             raise self._closed_error()
         last = self._last_of(changes.added)
         commit = self._commits + 1
-        steps = list(_steps(changes))
+        gone = self._references.follow(changes)
+        steps = list(_steps(changes, gone))
         head = (self._token, commit)
         if len(steps) <= 1:
             operations = steps[0] if steps else ()
@@ -132,6 +146,7 @@ class RedisStore:
             while await self._run(scripts.REPLAY):
                 pass
         self._commits, self._last = commit, last
+        self.bodies.delete(gone)
 
     def _last_of(self, added: list[Envelope]) -> int:
         # Redis would notice as well, but in the middle of a commit.
@@ -176,11 +191,17 @@ class RedisStore:
         )
 
 
-def _steps(changes: Changes) -> Iterator[list[bytes | str | int]]:
-    """Cut a commit into runs of operations that Redis does at once."""
+def _steps(changes: Changes, gone: list[bytes]) -> Iterator[list[bytes | str | int]]:
+    """Cut a commit into runs of operations that Redis does at once.
+
+    Args:
+        changes: what is committed.
+        gone: keys of the bodies that it leaves over.
+    """
     step: list[bytes | str | int] = []
     size = count = 0
-    for operation in _operations(changes):
+    unreferenced: Iterator[Operation] = (("u", key) for key in gone)
+    for operation in chain(_operations(changes), unreferenced):
         step += operation
         count += 1
         # The last part of an operation is the only one that can be large.
@@ -205,6 +226,10 @@ def _operations(changes: Changes) -> Iterator[Operation]:
         if e.number not in gone:
             header = _HEADER.pack(e.src, e.tag, e.flags, e.lease)
             yield "a", e.dest, e.number, header, e.payload
+    for e in changes.large:
+        if e.number not in gone:
+            body = Body.unpacked(e.payload)
+            yield "b", body.key, _REFERENCE.pack(e.number, body.size) + e.dest
     for e in changes.leased:
         if e.number not in gone:
             yield "l", e.dest, e.number, e.lease
@@ -224,13 +249,14 @@ def _envelope(
     dest: bytes, number: bytes, header: bytes, payload: bytes, lease: bytes
 ) -> Envelope:
     src, tag, flags, first_lease = _HEADER.unpack(header)
+    size = Body.unpacked(payload).size if flags & LARGE else len(payload)
     return Envelope(
         dest,
         src,
         tag,
         flags,
         payload,
-        len(payload),
+        size,
         number=int(number),
         lease=int(lease) if lease else first_lease,
     )

@@ -20,6 +20,9 @@ P:boxes         set      uids of those that are not empty
 P:box:UID       stream   NUMBER-0 -> h: header, p: payload; none when empty
 P:leases:UID    hash     number -> lease, of messages whose lease has changed
 P:expires       zset     UID/NUMBER -> when the message expires
+P:references    hash     key of a body -> number, bytes and uid of its message
+P:bodies        hash     key of a body -> in how many chunks it lies
+P:body:KEY:I    string   a chunk of a body
 P:journal       list     steps of a commit that is too large for one script
 P:lease         string   who owns the namespace; ends by itself
 ==============  =======  ===========================================================
@@ -78,6 +81,12 @@ local function apply(ops, at)
       at = at + 4
     elseif op == 'x' then
       redis.call('hdel', prefix .. 'mailboxes', uid)
+      at = at + 2
+    elseif op == 'b' then
+      redis.call('hset', prefix .. 'references', uid, ops[at + 2])
+      at = at + 3
+    elseif op == 'u' then
+      redis.call('hdel', prefix .. 'references', uid)
       at = at + 2
     elseif op == 'm' then
       redis.call('hset', prefix .. 'mailboxes', uid, ops[at + 2])
@@ -310,3 +319,40 @@ return found
 
 KEYS[1] is `academy:servers`, a hash: who -> when that ends, and how many namespaces.
 """
+
+WRITE_BODY = (
+    _PREFIX
+    + _CHECK
+    + """
+local bodies, count = prefix .. 'bodies', tonumber(ARGV[3]) + 1
+redis.call('setrange', prefix .. 'body:' .. ARGV[2] .. ':' .. ARGV[3], ARGV[4], ARGV[5])
+if count > tonumber(redis.call('hget', bodies, ARGV[2]) or 0) then
+  redis.call('hset', bodies, ARGV[2], count)
+end
+return 1
+"""
+)
+"""token, key of the body, chunk, offset in it, bytes."""
+
+READ_BODY = (
+    _PREFIX
+    + _CHECK
+    + """
+local chunk = prefix .. 'body:' .. ARGV[2] .. ':' .. ARGV[3]
+return redis.call('getrange', chunk, ARGV[4], ARGV[5])
+"""
+)
+"""token, key of the body, chunk, first and last offset in it."""
+
+DELETE_BODY = (
+    _PREFIX
+    + _CHECK
+    + """
+local bodies = prefix .. 'bodies'
+for chunk = 0, tonumber(redis.call('hget', bodies, ARGV[2]) or 0) - 1 do
+  redis.call('unlink', prefix .. 'body:' .. ARGV[2] .. ':' .. chunk)
+end
+return redis.call('hdel', bodies, ARGV[2])
+"""
+)
+"""token, key of the body."""
