@@ -9,7 +9,6 @@ from uuid import UUID
 
 import pytest
 
-from academy.exchange.cloud.auth import TokenAuthority
 from tests.support.server import ExchangeServer
 from tests.support.v1_peer import V1Client, entity, message, response
 
@@ -62,8 +61,7 @@ def put(content: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
 async def test_an_expired_token_is_403_so_that_its_owner_gets_a_fresh_one(
     base: str, exchange: ExchangeServer
 ) -> None:
-    key = exchange.key_file.read_text().split()[-1]
-    expired = TokenAuthority(key, -5).user_token("tester")
+    expired = exchange.authority.user_token("tester", lifetime=-5)
     async with V1Client(base, entity("user"), expired) as client:
         status, text = await client.ask("GET", "/mailbox", mailbox=client.mailbox)
 

@@ -319,7 +319,7 @@ def test_a_pool_listens_on_a_port_of_its_own() -> None:
 
 def test_pools_share_ports_only_when_there_are_no_others() -> None:
     def ports(pools: int) -> set[str]:
-        engine = htex(worker_port_range=(40020, 40024))
+        engine = htex(worker_port_range=(31020, 31024))
         scripts = [script(one(engine), nodes=1 + n) for n in range(pools)]
         return {re.findall(r"--port=(\d+) ", text)[0] for text in scripts}
 
