@@ -40,7 +40,15 @@ from academy.serialize import PICKLE, Payload
 from tests.support.launchables import Counter
 from tests.support.raw import RawClient, send_record
 from tests.support.server import ExchangeServer
-from tests.support.v1_peer import Entity, V1Client, action, entity, message, response
+from tests.support.v1_peer import (
+    Entity,
+    V1Client,
+    action,
+    encode,
+    entity,
+    message,
+    response,
+)
 
 REQUEST, ANSWER, ITEM = 0, RESPONSE, RESPONSE | ONE_WAY
 
@@ -118,6 +126,16 @@ def record(
 
 def v1_entity(of: EntityId) -> Entity:
     return {"uid": str(of.uid), "name": None, "role": of.role}
+
+
+def v1_answers(dest: EntityId, src: Entity, trap: Trap) -> list[dict[str, Any]]:
+    """Make a result and an error for what was never asked."""
+    asked = message(v1_entity(dest), src, {"kind": "ping-request"})
+    bodies: list[dict[str, Any]] = [
+        {"kind": "action-response", "result": ["__serialized__", encode(trap)]},
+        {"kind": "user-error-response", "exception": encode(trap)},
+    ]
+    return [response(asked, serialization="pickle", **body) for body in bodies]
 
 
 # --- who may not come in
@@ -216,6 +234,8 @@ async def test_another_namespace_makes_nobody_decode_anything(
             request = action(old.me, v1_entity(dest), "add", trap)
             status, _ = await old.ask("PUT", "/message", message=json.dumps(request))
             assert status == 404
+            for answer in v1_answers(dest, old.me, trap):
+                await old.send(answer)  # what answers nothing is dropped in silence
     assert await counter.add() == 1
 
     assert trap.readers() == []
@@ -249,13 +269,7 @@ async def test_what_nobody_has_asked_for_is_decoded_by_nobody(
     async with V1Client(exchange.url, entity("agent"), token) as old:
         await old.register()
         for dest in (counter.agent_id, manager.user_id):
-            asked = message(v1_entity(dest), old.me, {"kind": "ping-request"})
-            text = action(old.me, old.me, "add", trap)["body"]["pargs"]
-            for body in (
-                {"kind": "action-response", "result": ["__serialized__", text]},
-                {"kind": "user-error-response", "exception": text},
-            ):
-                answer = response(asked, serialization="pickle", **body)
+            for answer in v1_answers(dest, old.me, trap):
                 await old.ask("PUT", "/message", message=json.dumps(answer))
             await old.call(message(old.me, v1_entity(dest), {"kind": "ping-request"}))
     assert await counter.add() == 1
