@@ -128,6 +128,15 @@ def v1_entity(of: EntityId) -> Entity:
     return {"uid": str(of.uid), "name": None, "role": of.role}
 
 
+def v2_answers(trap: Trap) -> list[tuple[Any, int]]:
+    """Make a result, an error and an item of a stream, with their flags."""
+    return [
+        (ActionResponse(trap.payload), ANSWER),
+        (UserErrorResponse(trap.payload), ANSWER),
+        (StreamItem(0, trap.payload), ITEM),
+    ]
+
+
 def v1_answers(dest: EntityId, src: Entity, trap: Trap) -> list[dict[str, Any]]:
     """Make a result and an error for what was never asked."""
     asked = message(v1_entity(dest), src, {"kind": "ping-request"})
@@ -208,12 +217,7 @@ async def test_another_namespace_makes_nobody_decode_anything(
     exchange: ExchangeServer, manager: Manager, counter: Handle[Counter], trap: Trap
 ) -> None:
     token = exchange.authority.user_token("tester", "elsewhere")
-    bodies = [
-        (ActionRequest("add", trap.payload), REQUEST),
-        (ActionResponse(trap.payload), ANSWER),
-        (UserErrorResponse(trap.payload), ANSWER),
-        (StreamItem(0, trap.payload), ITEM),
-    ]
+    bodies = [(ActionRequest("add", trap.payload), REQUEST), *v2_answers(trap)]
     sequence = 0
     async with attached(exchange, token) as (client, me):
         for dest in (counter.agent_id, manager.user_id):
@@ -252,15 +256,10 @@ async def test_what_nobody_has_asked_for_is_decoded_by_nobody(
     token: str,
 ) -> None:
     """Not even if it comes from the same namespace."""
-    bodies: list[tuple[Any, int]] = [
-        (ActionResponse(trap.payload), ANSWER),
-        (UserErrorResponse(trap.payload), ANSWER),
-        (StreamItem(0, trap.payload), ITEM),
-    ]
     sequence = 0
     async with attached(exchange, token) as (client, me):
         for dest in (counter.agent_id, manager.user_id):
-            for body, flags in bodies:
+            for body, flags in v2_answers(trap):
                 sequence += 1
                 await client.ws.send_bytes(record(dest, me, sequence, body, flags))
             sequence += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from base64 import urlsafe_b64decode
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def find_fingerprint(url: str) -> str | None:
 def _find(variable: str, url: str, fact: str) -> str | None:
     if value := os.environ.get(variable):
         return value
-    value = known_exchanges().get(current_address(url), {}).get(fact)
+    known = known_exchanges()
+    value = known.get(_address(known, url), {}).get(fact)
     return str(value) if value else None
 
 
@@ -66,8 +68,12 @@ def find_url(name: str) -> str:
 
 def current_address(url: str) -> str:
     """Return where the exchange is now that was at a url."""
+    return _address(known_exchanges(), url)
+
+
+def _address(known: Mapping[str, dict[str, Any]], url: str) -> str:
     url = url.rstrip("/")
-    return str(known_exchanges().get(url, {}).get("moved", url))
+    return str(known.get(url, {}).get("moved", url))
 
 
 def claims_of(token: str | None) -> dict[str, Any]:
