@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from academy.exchange.cloud.daemon import Daemon
+    from academy.exchange.cloud.operations.daemon import Daemon
 
 exchange = typer.Typer(
     help="Start, stop and look at a hosted exchange.", no_args_is_help=True
@@ -42,9 +42,9 @@ def start(
 
     Your programs on this file system find its token by its address.
     """
-    from academy.exchange.cloud import daemon
     from academy.exchange.cloud.config import ExchangeServingConfig
-    from academy.exchange.cloud.settings import variable
+    from academy.exchange.cloud.operations import daemon
+    from academy.exchange.cloud.operations.settings import variable
 
     for key, value in (("host", host), ("port", port), ("insecure", insecure or None)):
         if value is not None:  # Over what the file and the environment say.
@@ -67,7 +67,7 @@ def start(
 @exchange.command()
 def stop(url: Url = None) -> None:
     """Stop an exchange; mailboxes stay in its database."""
-    from academy.exchange.cloud import daemon
+    from academy.exchange.cloud.operations import daemon
 
     found = daemon.find(url)
     daemon.stop(found)
@@ -77,7 +77,7 @@ def stop(url: Url = None) -> None:
 @exchange.command()
 def status(url: Url = None) -> None:
     """Say which exchanges are running, and whether they answer."""
-    from academy.exchange.cloud import daemon
+    from academy.exchange.cloud.operations import daemon
 
     found = [daemon.find(url)] if url else daemon.daemons() or [daemon.find()]
     bad = [one for one in found if not _answers(one)]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from academy.exchange.cloud.auth import Authority
     from academy.exchange.cloud.config import AuthConfig
+    from academy.exchange.cloud.security.auth import Authority
 
 Config = Annotated[
     Path | None,
@@ -34,7 +34,7 @@ def token(
     """
     import getpass
 
-    from academy.exchange.cloud.auth import DEFAULT_NAMESPACE, TokenAuthority
+    from academy.exchange.cloud.security.auth import DEFAULT_NAMESPACE, TokenAuthority
 
     authority = _auth(config).authority()
     assert isinstance(authority, TokenAuthority)

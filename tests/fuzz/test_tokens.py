@@ -15,9 +15,9 @@ import pytest
 from hypothesis import assume, given, strategies as st
 
 from academy.exception import UnauthorizedError
-from academy.exchange.cloud.auth import NAMESPACE, Credentials, TokenAuthority
-from academy.exchange.cloud.keys import KeyFile
-from academy.exchange.cloud.revocations import RevocationFile
+from academy.exchange.cloud.security.auth import NAMESPACE, Credentials, TokenAuthority
+from academy.exchange.cloud.security.keys import KeyFile
+from academy.exchange.cloud.security.revocations import RevocationFile
 
 KEY, OTHER_KEY = "k" * 64, "o" * 64
 ME, OTHER = UUID(int=1).bytes, UUID(int=2).bytes

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from academy.exchange.cloud import HttpExchangeFactory
-from academy.exchange.cloud.daemon import daemons
+from academy.exchange.cloud.operations.daemon import daemons
 from tests.support.server import free_port
 
 

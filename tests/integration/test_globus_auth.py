@@ -33,7 +33,7 @@ from academy.exchange import (
     MailboxStatus,
 )
 from academy.exchange.cloud.globus import GlobusAgentRegistration
-from academy.exchange.cloud.globus_login import tokens_file
+from academy.exchange.cloud.globus.login import tokens_file
 from academy.manager import Manager
 from tests.support import globus_auth, v1_server
 from tests.support.agents import Adder

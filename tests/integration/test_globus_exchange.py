@@ -19,7 +19,7 @@ from academy.exchange import (
     HttpExchangeFactory,
     MailboxStatus,
 )
-from academy.exchange.cloud.globus_identities import GlobusIdentities
+from academy.exchange.cloud.globus.identities import GlobusIdentities
 from academy.handle import Handle
 from academy.manager import Manager
 from tests.support import globus_auth

@@ -22,7 +22,7 @@ from academy.exception import MailboxFullError
 from academy.exchange.cloud import HttpExchangeFactory, find_url, protocol
 from academy.exchange.cloud.app import GROUP, create_app
 from academy.exchange.cloud.config import BackendConfig, ExchangeServingConfig
-from academy.exchange.cloud.logs import BURST
+from academy.exchange.cloud.operations.logs import BURST
 from tests.support.calls import Server, call, calls_from, register
 from tests.support.raw import RawClient
 from tests.support.server import ExchangeServer

@@ -20,8 +20,8 @@ from academy.exchange import HttpExchangeFactory
 from academy.exchange.cloud import protocol
 from academy.exchange.cloud.config import ExchangeServingConfig
 from academy.exchange.cloud.credentials import known_exchanges
-from academy.exchange.cloud.daemon import daemons
-from academy.exchange.cloud.keys import KeyFile
+from academy.exchange.cloud.operations.daemon import daemons
+from academy.exchange.cloud.security.keys import KeyFile
 from academy.exchange.transport import AgentRegistration
 from academy.launch import AgentSpec
 from academy.logging.configs.file import FileLogging

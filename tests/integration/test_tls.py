@@ -21,8 +21,8 @@ from cryptography.x509.oid import NameOID
 
 from academy.exception import ExchangeConnectionError
 from academy.exchange import HttpExchangeFactory
-from academy.exchange.cloud.certificate import Certificate
 from academy.exchange.cloud.config import ExchangeServingConfig
+from academy.exchange.cloud.security.certificate import Certificate
 from academy.handle import Handle
 from academy.manager import Manager
 from tests.support.agents import Adder

@@ -21,8 +21,8 @@ from academy.exchange import (
     UserExchangeClient,
 )
 from academy.exchange.cloud import protocol
-from academy.exchange.cloud.auth import Credentials, TokenAuthority
-from academy.exchange.cloud.keys import KeyFile
+from academy.exchange.cloud.security.auth import Credentials, TokenAuthority
+from academy.exchange.cloud.security.keys import KeyFile
 from academy.exchange.transport import AgentRegistration
 from academy.handle import Handle
 from academy.message import Message, SuccessResponse

@@ -27,10 +27,15 @@ from academy.exchange import (
     HttpExchangeFactory,
     UserExchangeClient,
 )
-from academy.exchange.cloud import spawn_http_exchange, v1_routes
-from academy.exchange.cloud.auth import DEFAULT_NAMESPACE, Credentials, OpenAuthority
+from academy.exchange.cloud import spawn_http_exchange
 from academy.exchange.cloud.config import BackendConfig
 from academy.exchange.cloud.namespaces import Namespaces
+from academy.exchange.cloud.security.auth import (
+    DEFAULT_NAMESPACE,
+    Credentials,
+    OpenAuthority,
+)
+from academy.exchange.cloud.v1 import routes as v1_routes
 from academy.exchange.mailbox import Limits
 from academy.handle import Handle
 from academy.identifier import AgentId

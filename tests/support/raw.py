@@ -11,7 +11,7 @@ from uuid import UUID
 import aiohttp
 
 from academy.exchange.cloud import protocol
-from academy.exchange.cloud.pinning import trust
+from academy.exchange.cloud.security.pinning import trust
 from academy.exchange.errors import unpack_error
 from academy.exchange.store import FROM_AGENT, TO_AGENT
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from academy.exchange import ExchangeClientConfig, HttpExchangeFactory
-from academy.exchange.cloud.auth import TokenAuthority
 from academy.exchange.cloud.config import AuthConfig
 from academy.exchange.cloud.credentials import known_exchanges
-from academy.exchange.cloud.revocations import RevocationFile
+from academy.exchange.cloud.security.auth import TokenAuthority
+from academy.exchange.cloud.security.revocations import RevocationFile
 
 START_TIMEOUT = 60.0
 

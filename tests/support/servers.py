@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from academy.exchange.cloud.certificate import Certificate
 from academy.exchange.cloud.ownership import Peer
+from academy.exchange.cloud.security.certificate import Certificate
 from academy.exchange.store.redis_leases import RedisLeases
 from academy.exchange.store.redis_server import RedisServer
 from tests.support.redis import START_TIMEOUT, Redis, start_with_us

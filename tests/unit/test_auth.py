@@ -13,13 +13,6 @@ import pytest
 
 from academy.exception import UnauthorizedError
 from academy.exchange import HttpExchangeFactory
-from academy.exchange.cloud.auth import (
-    Authority,
-    Credentials,
-    Lifetimes,
-    OpenAuthority,
-    TokenAuthority,
-)
 from academy.exchange.cloud.credentials import (
     exchanges_file,
     find_token,
@@ -27,8 +20,15 @@ from academy.exchange.cloud.credentials import (
     known_exchanges,
     remember,
 )
-from academy.exchange.cloud.keys import KeyFile
-from academy.exchange.cloud.revocations import RevocationFile
+from academy.exchange.cloud.security.auth import (
+    Authority,
+    Credentials,
+    Lifetimes,
+    OpenAuthority,
+    TokenAuthority,
+)
+from academy.exchange.cloud.security.keys import KeyFile
+from academy.exchange.cloud.security.revocations import RevocationFile
 
 KEY = "k" * 64
 URL = "http://127.0.0.1:8700"

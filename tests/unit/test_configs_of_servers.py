@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from academy.exchange.cloud.certificate import Certificate
 from academy.exchange.cloud.config import ExchangeServingConfig
 from academy.exchange.cloud.namespaces import Namespaces
+from academy.exchange.cloud.security.certificate import Certificate
 from tests.support.server import ExchangeServer
 from tests.support.servers import CONFIGS, Balancer
 

@@ -12,14 +12,14 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from academy.exception import UnauthorizedError
-from academy.exchange.cloud.auth import OpenAuthority, TokenAuthority
 from academy.exchange.cloud.config import (
     ONE_PIECE,
     BackendConfig,
     ExchangeServingConfig,
     LimitsConfig,
 )
-from academy.exchange.cloud.settings import Settings, keys
+from academy.exchange.cloud.operations.settings import Settings, keys
+from academy.exchange.cloud.security.auth import OpenAuthority, TokenAuthority
 from academy.exchange.mailbox import Limits
 from academy.exchange.store.memory import MemoryStore
 from academy.exchange.store.sqlite import SqliteStore

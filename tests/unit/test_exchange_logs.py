@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import logging
 
-from academy.exchange.cloud.auth import Credentials
-from academy.exchange.cloud.logs import BURST, ClientFilter, Throttle, current_client
+from academy.exchange.cloud.operations.logs import (
+    BURST,
+    ClientFilter,
+    Throttle,
+    current_client,
+)
+from academy.exchange.cloud.security.auth import Credentials
 
 
 def record(

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from academy.exception import StorageError
-from academy.exchange.cloud.metrics import (
+from academy.exchange.cloud.operations.metrics import (
     MAX_NAMESPACES,
     OTHERS,
     Metrics,

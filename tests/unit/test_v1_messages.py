@@ -18,13 +18,13 @@ from academy.exception import (
     IncompatibleNetworkProtocolError,
     ProtocolError,
 )
-from academy.exchange.cloud.v1_messages import (
+from academy.exchange.cloud.v1.messages import (
     read_entity,
     read_message,
     write_entity,
     write_message,
 )
-from academy.exchange.cloud.v1_requests import Events
+from academy.exchange.cloud.v1.requests import Events
 from academy.identifier import AgentId, UserId
 from academy.message import (
     AcademyErrorResponse,

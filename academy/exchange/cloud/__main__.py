@@ -19,7 +19,7 @@ from academy.exception import StorageError
 from academy.exchange.cloud.app import SERVER, create_app
 from academy.exchange.cloud.config import ExchangeServingConfig
 from academy.exchange.cloud.credentials import forget, known_exchanges, remember
-from academy.exchange.cloud.logs import set_up_logging
+from academy.exchange.cloud.operations.logs import set_up_logging
 
 logger = logging.getLogger("academy.exchange.cloud")
 

@@ -19,14 +19,15 @@ from academy.exception import (
     StorageError,
     UnauthorizedError,
 )
-from academy.exchange.cloud import login, protocol, v1_routes
-from academy.exchange.cloud.auth import Authority, Credentials, bearer
+from academy.exchange.cloud import login, protocol
 from academy.exchange.cloud.config import ExchangeServingConfig
 from academy.exchange.cloud.connection import Connection
 from academy.exchange.cloud.guard import Guard
-from academy.exchange.cloud.logs import current_client
 from academy.exchange.cloud.namespaces import Namespaces
-from academy.exchange.cloud.operations import Operations
+from academy.exchange.cloud.operations.logs import current_client
+from academy.exchange.cloud.operations.routes import Operations
+from academy.exchange.cloud.security.auth import Authority, Credentials, bearer
+from academy.exchange.cloud.v1 import routes as v1_routes
 from academy.exchange.errors import pack_error
 
 logger = logging.getLogger(__name__)

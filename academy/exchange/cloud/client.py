@@ -18,7 +18,7 @@ from academy.exchange.cloud.credentials import (
     find_token,
 )
 from academy.exchange.cloud.link import Link, acquire, is_unknown_path, release
-from academy.exchange.cloud.pinning import parse_fingerprint, trust
+from academy.exchange.cloud.security.pinning import parse_fingerprint, trust
 from academy.exchange.directory import new_agents
 from academy.exchange.factory import ExchangeFactory
 from academy.exchange.inbox import Inbox
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from globus_sdk import GlobusApp
 
     from academy.agent import Agent
-    from academy.exchange.cloud.console import ExchangeConsole
-    from academy.exchange.cloud.globus_login import TokenSource
+    from academy.exchange.cloud.globus.console import ExchangeConsole
+    from academy.exchange.cloud.globus.login import TokenSource
     from academy.message import Message
 
 
@@ -124,7 +124,7 @@ class HttpExchangeFactory(ExchangeFactory):
             self.additional_headers[protocol.NAMESPACE_HEADER] = shared_by
         self.tokens: TokenSource | None = None
         if auth_method == "globus":
-            from academy.exchange.cloud.globus_login import GlobusLogin
+            from academy.exchange.cloud.globus.login import GlobusLogin
 
             self.tokens = GlobusLogin(globus_app)
         self._token = token
@@ -179,7 +179,7 @@ class HttpExchangeFactory(ExchangeFactory):
         token = self.find_token()
         if self.tokens is None or (token and token != refused):
             return token
-        from academy.exchange.cloud.globus_calls import in_thread
+        from academy.exchange.cloud.globus.calls import in_thread
 
         return await in_thread(self.tokens.token, refused)
 
@@ -199,7 +199,7 @@ class HttpExchangeFactory(ExchangeFactory):
         """Return a token of the exchange for one of Globus Auth, if both are used."""
         if self.tokens is None:
             return None
-        from academy.exchange.cloud.v1_requests import V1Requests
+        from academy.exchange.cloud.v1.requests import V1Requests
 
         async with V1Requests(self) as requests:
             found = await requests.ask(
@@ -209,7 +209,7 @@ class HttpExchangeFactory(ExchangeFactory):
 
     async def console(self) -> ExchangeConsole:
         """Return what shares mailboxes with groups of Globus."""
-        from academy.exchange.cloud.console import ExchangeConsole
+        from academy.exchange.cloud.globus.console import ExchangeConsole
 
         return ExchangeConsole(self)
 
@@ -234,9 +234,9 @@ class HttpExchangeFactory(ExchangeFactory):
             if not is_unknown_path(error):
                 raise
         if link is None:
-            from academy.exchange.cloud import v1_client
+            from academy.exchange.cloud.v1.client import V1ExchangeTransport
 
-            older = await v1_client.V1ExchangeTransport.connect(
+            older = await V1ExchangeTransport.connect(
                 factory, registration, name, patience
             )
             self.speaks_v1 = factory.speaks_v1 = True

@@ -18,22 +18,22 @@ from pydantic import (
     model_validator,
 )
 
-from academy.exchange.cloud.auth import (
+from academy.exchange.cloud.operations.settings import Settings
+from academy.exchange.cloud.security.auth import (
     DEFAULT_NAMESPACE,
     Authority,
     Lifetimes,
     OpenAuthority,
     TokenAuthority,
 )
-from academy.exchange.cloud.keys import KeyFile
-from academy.exchange.cloud.revocations import RevocationFile
-from academy.exchange.cloud.settings import Settings
+from academy.exchange.cloud.security.keys import KeyFile
+from academy.exchange.cloud.security.revocations import RevocationFile
 from academy.exchange.mailbox import Limits
 from academy.home import get_academy_home, local_directory, private_directory
 
 if TYPE_CHECKING:
-    from academy.exchange.cloud.certificate import Certificate
-    from academy.exchange.cloud.globus_identities import GlobusIdentities
+    from academy.exchange.cloud.globus.identities import GlobusIdentities
+    from academy.exchange.cloud.security.certificate import Certificate
     from academy.exchange.store import Store
     from academy.exchange.store.redis_server import RedisServer
 
@@ -102,7 +102,7 @@ class AuthConfig(_Section):
         """
         if self.method != "globus":
             return None
-        from academy.exchange.cloud.globus_identities import GlobusIdentities
+        from academy.exchange.cloud.globus.identities import GlobusIdentities
 
         return GlobusIdentities(self.globus_cache)
 
@@ -304,7 +304,7 @@ class ExchangeServingConfig(_Section):
         Raises:
             ValueError: where the exchange keeps its own lies something else.
         """
-        from academy.exchange.cloud.certificate import Certificate
+        from academy.exchange.cloud.security.certificate import Certificate
 
         if not self.tls:
             return None

@@ -21,7 +21,7 @@ from academy.exception import (
 )
 from academy.exchange.broker import Broker
 from academy.exchange.cloud import protocol
-from academy.exchange.cloud.auth import Authority, Credentials
+from academy.exchange.cloud.security.auth import Authority, Credentials
 from academy.exchange.cloud.transfers import Transfers
 from academy.exchange.cloud.writer import Writer
 from academy.exchange.errors import pack_error

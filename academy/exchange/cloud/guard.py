@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable, Collection
 
 from aiohttp import web
 
-from academy.exchange.cloud.auth import Authority
 from academy.exchange.cloud.connection import Connection
+from academy.exchange.cloud.security.auth import Authority
 
 logger = logging.getLogger(__name__)
 

@@ -31,9 +31,9 @@ from academy.exception import (
 from academy.exchange.cloud import protocol
 from academy.exchange.cloud.credentials import claims_of
 from academy.exchange.cloud.downloads import Downloads
-from academy.exchange.cloud.pinning import break_off, explain
 from academy.exchange.cloud.postings import Begin, Posting, Postings
 from academy.exchange.cloud.pump import Pump
+from academy.exchange.cloud.security.pinning import break_off, explain
 from academy.exchange.cloud.writer import Writer
 from academy.exchange.directory import address_flags
 from academy.exchange.errors import unpack_error

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from academy.exception import AcademyError, UnauthorizedError
-from academy.exchange.cloud import protocol, v1_http
-from academy.exchange.cloud.auth import Authority, bearer
+from academy.exchange.cloud import protocol
+from academy.exchange.cloud.security.auth import Authority, bearer
+from academy.exchange.cloud.v1 import http as v1_http
 
 if TYPE_CHECKING:
-    from academy.exchange.cloud.globus_identities import GlobusIdentities
+    from academy.exchange.cloud.globus.identities import GlobusIdentities
 
 logger = logging.getLogger(__name__)
 

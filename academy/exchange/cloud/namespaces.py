@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from academy.exception import AcademyError, StorageError
 from academy.exchange.broker import Broker
-from academy.exchange.cloud.auth import DEFAULT_NAMESPACE
+from academy.exchange.cloud.security.auth import DEFAULT_NAMESPACE
 from academy.exchange.store.measured import MeasuredStore
 
 if TYPE_CHECKING:

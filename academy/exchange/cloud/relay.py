@@ -14,10 +14,10 @@ import aiohttp
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from academy.exception import AcademyError, StorageError
-from academy.exchange.cloud import v1_http
-from academy.exchange.cloud.auth import Credentials
 from academy.exchange.cloud.ownership import Ownership, Peer
-from academy.exchange.cloud.pinning import trust
+from academy.exchange.cloud.security.auth import Credentials
+from academy.exchange.cloud.security.pinning import trust
+from academy.exchange.cloud.v1 import http as v1_http
 
 logger = logging.getLogger(__name__)
 

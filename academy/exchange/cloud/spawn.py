@@ -16,7 +16,7 @@ from pathlib import Path
 from academy.exception import ExchangeConnectionError
 from academy.exchange.cloud.client import HttpExchangeFactory
 from academy.exchange.cloud.credentials import known_exchanges
-from academy.exchange.cloud.settings import PREFIX
+from academy.exchange.cloud.operations.settings import PREFIX
 from academy.home import private_directory, write_private
 
 

@@ -15,15 +15,16 @@ from academy.exception import (
     StorageError,
     UnauthorizedError,
 )
-from academy.exchange.cloud import protocol, v1_http
-from academy.exchange.cloud.auth import Authority, Credentials, bearer
-from academy.exchange.cloud.logs import current_client
+from academy.exchange.cloud import protocol
 from academy.exchange.cloud.namespaces import Namespaces
-from academy.exchange.cloud.v1 import ROUTES, Handler, V1Server
-from academy.exchange.cloud.v1_mailbox import LARGEST
+from academy.exchange.cloud.operations.logs import current_client
+from academy.exchange.cloud.security.auth import Authority, Credentials, bearer
+from academy.exchange.cloud.v1 import http
+from academy.exchange.cloud.v1.mailbox import LARGEST
+from academy.exchange.cloud.v1.server import ROUTES, Handler, V1Server
 
 if TYPE_CHECKING:
-    from academy.exchange.cloud.globus_identities import GlobusIdentities
+    from academy.exchange.cloud.globus.identities import GlobusIdentities
 
 logger = logging.getLogger(__name__)
 
@@ -133,15 +134,15 @@ class V1Routes:
                     by = await identify(request, self._authority, self._globus)
                 except UnauthorizedError as error:
                     logger.warning("turned away %s: %s", request.remote, error)
-                    return v1_http.refusal(error, 403 if token else 401)
+                    return http.refusal(error, 403 if token else 401)
                 current_client.set(by)
                 limit = min(self._namespaces.limits.max_message_bytes, LARGEST)
-                parameters = await v1_http.read_parameters(request, limit)
+                parameters = await http.read_parameters(request, limit)
                 server = await self._server(by)
                 self._open[id(request)] = request, by
                 return await handler(server, request, by, parameters)
             except AcademyError as error:
-                return v1_http.refusal(error)
+                return http.refusal(error)
             finally:
                 self._open.pop(id(request), None)
 

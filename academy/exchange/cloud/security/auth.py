@@ -15,8 +15,8 @@ import jwt
 from jwt.types import Options
 
 from academy.exception import UnauthorizedError
-from academy.exchange.cloud.keys import KeyFile
-from academy.exchange.cloud.revocations import Revocations
+from academy.exchange.cloud.security.keys import KeyFile
+from academy.exchange.cloud.security.revocations import Revocations
 
 _ALGORITHM = "HS256"
 _ISSUER = "academy"

@@ -22,7 +22,7 @@ from academy.exception import (
     SupersededError,
     UnauthorizedError,
 )
-from academy.exchange.cloud.v1_messages import read_entity
+from academy.exchange.cloud.v1.messages import read_entity
 from academy.identifier import EntityId
 
 LISTEN_LIMIT = 3600.0

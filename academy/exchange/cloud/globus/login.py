@@ -18,8 +18,8 @@ from globus_sdk.scopes import AuthScopes
 from globus_sdk.token_storage import JSONTokenStorage
 
 from academy.exception import UnauthorizedError
-from academy.exchange.cloud.globus_calls import explained
-from academy.exchange.cloud.globus_names import (
+from academy.exchange.cloud.globus.calls import explained
+from academy.exchange.cloud.globus.names import (
     CLIENT_VARIABLE,
     SECRET_VARIABLE,
     exchange_client_id,

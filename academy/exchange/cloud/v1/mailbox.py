@@ -25,7 +25,7 @@ from academy.exception import (
     StreamsUnsupportedError,
 )
 from academy.exchange.broker import Broker
-from academy.exchange.cloud.v1_messages import write_message
+from academy.exchange.cloud.v1.messages import write_message
 from academy.exchange.directory import address_flags
 from academy.exchange.presence import Presence
 from academy.exchange.store import FROM_AGENT, LARGE, RESPONSE, TO_AGENT, Envelope

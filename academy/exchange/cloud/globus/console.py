@@ -6,8 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from academy.exchange.cloud.v1_messages import write_entity
-from academy.exchange.cloud.v1_requests import V1Requests
+from academy.exchange.cloud.v1.messages import write_entity
+from academy.exchange.cloud.v1.requests import V1Requests
 
 if TYPE_CHECKING:
     from academy.exchange.cloud.client import HttpExchangeFactory

@@ -21,11 +21,11 @@ from academy.exception import (
     ProtocolError,
 )
 from academy.exchange.broker import Broker
-from academy.exchange.cloud import v1_http
-from academy.exchange.cloud.auth import Credentials
-from academy.exchange.cloud.v1_http import Parameters
-from academy.exchange.cloud.v1_mailbox import V1Mailbox
-from academy.exchange.cloud.v1_messages import read_message
+from academy.exchange.cloud.security.auth import Credentials
+from academy.exchange.cloud.v1 import http
+from academy.exchange.cloud.v1.http import Parameters
+from academy.exchange.cloud.v1.mailbox import V1Mailbox
+from academy.exchange.cloud.v1.messages import read_message
 from academy.exchange.mailbox_status import MailboxStatus
 from academy.exchange.store import MailboxRecord
 from academy.identifier import EntityId
@@ -117,10 +117,10 @@ class V1Server:
         self, request: web.Request, by: Credentials, parameters: Parameters
     ) -> web.Response:
         """POST /mailbox."""
-        owner = v1_http.owner(parameters)
+        owner = http.owner(parameters)
         if by.groups is not None and owner.role == "agent":
             raise ForbiddenError(f"guests register no agents in {by.namespace!r}")
-        classes = v1_http.parameter(parameters, "agent", str, "")
+        classes = http.parameter(parameters, "agent", str, "")
         if not classes.isprintable():
             raise ProtocolError(f"not the names of classes: {classes!r:.80}")
         record = MailboxRecord(
@@ -137,7 +137,7 @@ class V1Server:
         self, request: web.Request, by: Credentials, parameters: Parameters
     ) -> web.Response:
         """GET /mailbox."""
-        status = self._status(v1_http.owner(parameters), by)
+        status = self._status(http.owner(parameters), by)
         return web.json_response({"status": status.value})
 
     def _status(self, owner: EntityId, by: Credentials) -> MailboxStatus:
@@ -152,7 +152,7 @@ class V1Server:
         self, request: web.Request, by: Credentials, parameters: Parameters
     ) -> web.Response:
         """DELETE /mailbox."""
-        uid = v1_http.owner(parameters).uid.bytes
+        uid = http.owner(parameters).uid.bytes
         creator = self.broker.creator(uid)
         if not self._sees(uid, by):
             return web.Response()
@@ -165,8 +165,8 @@ class V1Server:
         self, request: web.Request, by: Credentials, parameters: Parameters
     ) -> web.Response:
         """GET /discover."""
-        name = v1_http.parameter(parameters, "agent", str)
-        subclasses = v1_http.parameter(parameters, "allow_subclasses", bool)
+        name = http.parameter(parameters, "agent", str)
+        subclasses = http.parameter(parameters, "allow_subclasses", bool)
         found = self.broker.discover(name, subclasses)
         uids = ",".join(
             str(UUID(bytes=record.uid))
@@ -179,7 +179,7 @@ class V1Server:
         self, request: web.Request, by: Credentials, parameters: Parameters
     ) -> web.Response:
         """POST /mailbox/heartbeat."""
-        owner = v1_http.owner(parameters)
+        owner = http.owner(parameters)
         self._check(owner, by)
         self.broker.touch(owner.uid.bytes)
         if (box := self._boxes.get(owner.uid.bytes)) is not None:
@@ -204,7 +204,7 @@ class V1Server:
         self, request: web.Request, by: Credentials, parameters: Parameters
     ) -> web.Response:
         """GET /mailbox/share."""
-        owner = v1_http.owner(parameters)
+        owner = http.owner(parameters)
         self._check(owner, by)
         groups = self.broker.groups(owner.uid.bytes)
         return web.json_response({"group_ids": sorted(groups)})
@@ -213,7 +213,7 @@ class V1Server:
         self, request: web.Request, by: Credentials, parameters: Parameters
     ) -> web.Response:
         """POST and DELETE /mailbox/share."""
-        owner, group = v1_http.owner(parameters), v1_http.group(parameters)
+        owner, group = http.owner(parameters), http.group(parameters)
         self._check(owner, by)
         if not self._has_groups:
             raise ForbiddenError(
@@ -223,7 +223,7 @@ class V1Server:
         return web.Response()
 
     def _known(self, parameters: Parameters, by: Credentials) -> EntityId:
-        owner = v1_http.owner(parameters)
+        owner = http.owner(parameters)
         if self._status(owner, by) is MailboxStatus.MISSING:
             raise BadEntityIdError(owner)
         return owner
@@ -234,7 +234,7 @@ class V1Server:
         self, request: web.Request, by: Credentials, parameters: Parameters
     ) -> web.Response:
         """PUT /message."""
-        message = read_message(v1_http.parameter(parameters, "message", str))
+        message = read_message(http.parameter(parameters, "message", str))
         async with self._box(message.src, by) as box:
             if not self._sees(message.dest.uid.bytes, by):
                 raise BadEntityIdError(message.dest)
@@ -245,7 +245,7 @@ class V1Server:
         self, request: web.Request, by: Credentials, parameters: Parameters
     ) -> web.StreamResponse:
         """GET /message."""
-        owner, timeout = v1_http.owner(parameters), v1_http.timeout(parameters)
+        owner, timeout = http.owner(parameters), http.timeout(parameters)
         async with self._box(owner, by) as box:
             reader = box.read()
             while (envelope := await reader.next(timeout)) is not None:
@@ -254,7 +254,7 @@ class V1Server:
                     continue
                 response = web.json_response({"message": text})
                 with suppress(ConnectionError):
-                    if v1_http.is_open(request):
+                    if http.is_open(request):
                         await response.prepare(request)
                         await response.write_eof()
                         box.received(envelope)
@@ -266,13 +266,13 @@ class V1Server:
         self, request: web.Request, by: Credentials, parameters: Parameters
     ) -> web.StreamResponse:
         """GET /mailbox/listen."""
-        owner, timeout = v1_http.owner(parameters), v1_http.timeout(parameters)
+        owner, timeout = http.owner(parameters), http.timeout(parameters)
         async with self._box(owner, by) as box:
             headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
             response = web.StreamResponse(headers=headers)
             with suppress(ConnectionError):
                 await response.prepare(request)
-                v1_http.notice_death(request)
+                http.notice_death(request)
                 await response.write(b"retry: %d\n\n" % RETRY)
                 await _stream(box, response, timeout)
                 await response.write_eof()

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from academy.exception import MessageTooLargeError
-from academy.exchange.cloud.v1_messages import write_message
+from academy.exchange.cloud.v1.messages import write_message
 from academy.identifier import EntityId
 from academy.message import ActionResponse, Message, UserErrorResponse
 from academy.serialize import Payload

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from academy.logging.formats import JSONFormatter
 
 if TYPE_CHECKING:
-    from academy.exchange.cloud.auth import Credentials
     from academy.exchange.cloud.config import LoggerConfig
+    from academy.exchange.cloud.security.auth import Credentials
 
 current_client: ContextVar[Credentials | None] = ContextVar(
     "current_client", default=None

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from academy.exchange.cloud.keys import WatchedFile
+from academy.exchange.cloud.security.keys import WatchedFile
 from academy.home import write_private
 
 if TYPE_CHECKING:
-    from academy.exchange.cloud.auth import Credentials
+    from academy.exchange.cloud.security.auth import Credentials
 
 
 @dataclass(frozen=True, slots=True)

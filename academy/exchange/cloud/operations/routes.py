@@ -12,8 +12,8 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from academy.exception import StorageError, UnauthorizedError
-from academy.exchange.cloud.auth import DEFAULT_NAMESPACE, Authority, bearer
-from academy.exchange.cloud.metrics import Metrics, Numbers, capped
+from academy.exchange.cloud.operations.metrics import Metrics, Numbers, capped
+from academy.exchange.cloud.security.auth import DEFAULT_NAMESPACE, Authority, bearer
 
 if TYPE_CHECKING:
     from academy.exchange.broker import Broker

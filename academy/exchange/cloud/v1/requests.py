@@ -23,7 +23,7 @@ from academy.exception import (
     ProtocolError,
     UnauthorizedError,
 )
-from academy.exchange.cloud.pinning import break_off, explain
+from academy.exchange.cloud.security.pinning import break_off, explain
 
 if TYPE_CHECKING:
     from academy.exchange.cloud.client import HttpExchangeFactory

@@ -18,8 +18,8 @@ from uuid import UUID
 from academy.exception import ExchangeError
 from academy.exchange.client_config import ExchangeClientConfig
 from academy.exchange.cloud.client import HttpExchangeFactory
-from academy.exchange.cloud.globus_names import PUBLIC_EXCHANGE, exchange_client_id
-from academy.exchange.cloud.v1_client import AT_ONCE, V1ExchangeTransport
+from academy.exchange.cloud.globus.names import PUBLIC_EXCHANGE, exchange_client_id
+from academy.exchange.cloud.v1.client import AT_ONCE, V1ExchangeTransport
 from academy.exchange.mailbox_status import MailboxStatus
 from academy.exchange.transport import AgentRegistration, ExchangeTransport
 from academy.identifier import AgentId, EntityId
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import globus_sdk
 
     from academy.agent import Agent
-    from academy.exchange.cloud.globus_agents import AgentClient, GlobusProject
-    from academy.exchange.cloud.globus_login import TokenSource
+    from academy.exchange.cloud.globus.agents import AgentClient, GlobusProject
+    from academy.exchange.cloud.globus.login import TokenSource
 
 AgentT = TypeVar("AgentT")
 
@@ -84,7 +84,7 @@ class GlobusExchangeFactory(HttpExchangeFactory):
         config: ExchangeClientConfig | None = None,
         reconnect_timeout_s: float = 3600,
     ) -> None:
-        from academy.exchange.cloud.globus_login import GlobusLogin
+        from academy.exchange.cloud.globus.login import GlobusLogin
 
         super().__init__(
             url,
@@ -108,7 +108,7 @@ class GlobusExchangeFactory(HttpExchangeFactory):
 
     def for_agents(self) -> Self:
         """Return a factory without what the user, or an agent that launches, may do."""
-        from academy.exchange.cloud.globus_login import GlobusLogin
+        from academy.exchange.cloud.globus.login import GlobusLogin
 
         return self._with_tokens(GlobusLogin(exchange=self._exchange))
 
@@ -116,7 +116,7 @@ class GlobusExchangeFactory(HttpExchangeFactory):
         """Return a factory of clients that act as a registered agent."""
         if not isinstance(registration, GlobusAgentRegistration):
             return super().on_behalf_of(registration)
-        from academy.exchange.cloud.globus_login import DelegatedAccess
+        from academy.exchange.cloud.globus.login import DelegatedAccess
 
         client_id, secret = registration.client_id, registration.secret
         token = registration.token or ""
@@ -144,8 +144,8 @@ class GlobusExchangeFactory(HttpExchangeFactory):
 
     def project(self) -> GlobusProject:
         """Return the project, as whoever is logged in may use it."""
-        from academy.exchange.cloud.globus_agents import GlobusProject
-        from academy.exchange.cloud.globus_login import GlobusLogin
+        from academy.exchange.cloud.globus.agents import GlobusProject
+        from academy.exchange.cloud.globus.login import GlobusLogin
 
         assert isinstance(self.tokens, GlobusLogin)
         return GlobusProject(self.tokens, self.project_id, self.client_params)
@@ -196,7 +196,7 @@ class GlobusExchangeTransport(V1ExchangeTransport):
         ]
 
     async def _make_clients(self, aids: Sequence[AgentId[Any]]) -> list[AgentClient]:
-        from academy.exchange.cloud.globus_calls import in_thread
+        from academy.exchange.cloud.globus.calls import in_thread
 
         given_up = threading.Event()
         try:
@@ -212,7 +212,7 @@ class GlobusExchangeTransport(V1ExchangeTransport):
 
     async def _delete_clients(self, *uids: AgentId[Any]) -> None:
         """Delete the clients of agents, whoever has made them."""
-        from academy.exchange.cloud.globus_calls import in_thread
+        from academy.exchange.cloud.globus.calls import in_thread
 
         known = {uid: self._clients.pop(uid, None) for uid in uids}
         if not known:

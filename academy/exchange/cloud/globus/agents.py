@@ -17,9 +17,9 @@ from globus_sdk.gare import GlobusAuthorizationParameters
 from globus_sdk.scopes import AuthScopes
 
 from academy.exception import UnauthorizedError
-from academy.exchange.cloud.globus_calls import explained
-from academy.exchange.cloud.globus_login import GlobusLogin, tokens_file
-from academy.exchange.cloud.globus_names import exchange_scope_id
+from academy.exchange.cloud.globus.calls import explained
+from academy.exchange.cloud.globus.login import GlobusLogin, tokens_file
+from academy.exchange.cloud.globus.names import exchange_scope_id
 from academy.identifier import AgentId
 
 logger = logging.getLogger(__name__)

@@ -12,12 +12,12 @@ import globus_sdk
 from globus_sdk.scopes import GroupsScopes
 
 from academy.exception import UnauthorizedError
-from academy.exchange.cloud.auth import Credentials, check_namespace
-from academy.exchange.cloud.globus_calls import explained, in_thread
-from academy.exchange.cloud.globus_names import (
+from academy.exchange.cloud.globus.calls import explained, in_thread
+from academy.exchange.cloud.globus.names import (
     EXCHANGE_SECRET_VARIABLE,
     exchange_client_id,
 )
+from academy.exchange.cloud.security.auth import Credentials, check_namespace
 
 AT_ONCE = 8
 """Questions to Globus that are under way together."""

@@ -24,14 +24,14 @@ from academy.exception import (
     MailboxTerminatedError,
     ProtocolError,
 )
-from academy.exchange.cloud.v1_lanes import Lanes
-from academy.exchange.cloud.v1_messages import (
+from academy.exchange.cloud.v1.lanes import Lanes
+from academy.exchange.cloud.v1.messages import (
     read_message,
     write_entity,
     write_message,
 )
-from academy.exchange.cloud.v1_presence import V1Presence
-from academy.exchange.cloud.v1_requests import Events, Pauses, V1Requests
+from academy.exchange.cloud.v1.presence import V1Presence
+from academy.exchange.cloud.v1.requests import Events, Pauses, V1Requests
 from academy.exchange.directory import new_agents
 from academy.exchange.inbox import Inbox
 from academy.exchange.mailbox_status import MailboxStatus

@@ -1,0 +1,1 @@
+"""What operators see and choose: settings, logs, metrics, and the process itself."""

@@ -1,0 +1,1 @@
+"""Protocol v1 (REST and server-sent events), both ways: serving it and speaking it."""
