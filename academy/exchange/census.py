@@ -1,4 +1,4 @@
-"""How many mailboxes there are, in which state, and what waits in them."""
+"""What a broker has done, and what is in its mailboxes."""
 
 from __future__ import annotations
 
@@ -31,6 +31,25 @@ class Census:
     waiting: int = 0
     waiting_bytes: int = 0
     leased: int = 0
+
+
+@dataclass
+class Traffic:
+    """What a broker has done since it was made.
+
+    Attributes:
+        stored: messages that it has taken.
+        settled: messages that were dealt with and removed one by one.
+        delivered: messages handed to consumers.
+        redelivered: those of them that an earlier incarnation may have had.
+        refused: messages that it has refused, by the name of the error.
+    """
+
+    stored: int = 0
+    settled: int = 0
+    delivered: int = 0
+    redelivered: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
 
 
 async def take_census(boxes: Iterable[Mailbox]) -> Census:

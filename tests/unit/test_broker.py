@@ -228,7 +228,7 @@ async def test_a_one_way_message_settles_nothing_and_stays_until_it_was_received
 async def test_a_full_or_ended_mailbox_refuses_one_way_messages(
     broker: Broker, alice: Peer
 ) -> None:
-    broker.limits = SMALL
+    broker._mailboxes.limits = SMALL
     bob = await peer(broker, attached=False)
     tag = os.urandom(16)
     for _ in range(5):
@@ -274,7 +274,7 @@ async def test_what_one_consumer_is_owed_does_not_wait_for_another(
     broker: Broker, store: BrittleStore, alice: Peer
 ) -> None:
     """A mailbox fills its session's window, not those of other sessions."""
-    broker.limits = SMALL
+    broker._mailboxes.limits = SMALL
     slow, quick = await peer(broker), await peer(broker)
     for payload in numbered(5):
         alice.request(slow.uid, payload)
@@ -314,7 +314,7 @@ async def test_no_more_messages_are_under_way_than_the_window_lets_through(
 async def test_no_more_bytes_are_under_way_than_the_window_and_one_message(
     broker: Broker, alice: Peer
 ) -> None:
-    broker.limits = replace(broker.limits, max_mailbox_messages=1000)
+    broker._mailboxes.limits = replace(broker.limits, max_mailbox_messages=1000)
     bob = await peer(broker)
     payloads = [b"%03d" % n + b"." * 97 for n in range(20)]
     for payload in payloads:

@@ -455,7 +455,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self.do(self.broker.open())
 
     async def crash(self) -> None:
-        turning = self.broker._turning
+        turning = self.broker._turns.turning
         if turning is not None:
             turning.cancel()
         if isinstance(turning, asyncio.Task):
@@ -466,9 +466,9 @@ class BrokerMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_counted_is_what_is_stored(self) -> None:
-        if not hasattr(self, "broker") or self.broker._turning is not None:
+        if not hasattr(self, "broker") or self.broker._turns.turning is not None:
             return
-        if not self.broker._opened:
+        if not self.broker._turns.opened:
             return  # what was not stored is forgotten when the store can be read again
 
         async def look() -> None:

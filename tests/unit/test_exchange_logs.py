@@ -52,7 +52,7 @@ def test_a_record_has_its_client_unless_it_is_of_all() -> None:
     token = current_client.set(Credentials("ada", None, "team"))
     try:
         one, of_broker = record("x", 0.0), record("x", 0.0)
-        of_broker.name = "academy.exchange.broker"
+        of_broker.name = "academy.exchange.turns"
         for each in (one, of_broker):
             assert ClientFilter().filter(each)
     finally:

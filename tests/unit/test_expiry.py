@@ -160,7 +160,7 @@ async def test_any_message_expires_where_the_exchange_says_so(
 async def test_what_is_received_in_the_turn_in_which_it_expires_counts_once(
     broker: Broker,
 ) -> None:
-    broker.limits = Limits(message_lifetime=1e-6)
+    broker._mailboxes.limits = Limits(message_lifetime=1e-6)
     alice, old = await peer(broker), await peer(broker, attached=False)
     old.session = broker.connect(old.session_uid, old, pops=True)
     await old.attach()
@@ -228,7 +228,7 @@ async def test_tombstones_go_where_the_exchange_says_so(store: BrittleStore) -> 
     await broker.settle()
     assert isinstance(alice.refused[sequence], BadEntityIdError)
 
-    broker.limits = replace(broker.limits, tombstone_lifetime=0)
+    broker._mailboxes.limits = replace(broker.limits, tombstone_lifetime=0)
     await broker.terminate(alice.uid)
     await broker.close()
     kept = Broker(store, Limits())

@@ -223,7 +223,7 @@ class Connection:
             if len(payload) != protocol.TRANSFER.size:
                 raise ProtocolError("a large message comes as a transfer")
             (number,) = protocol.TRANSFER.unpack(payload)
-            self._broker.post_large(self._session, sequence, number, envelope)
+            self._broker.large.post(self._session, sequence, number, envelope)
             return
         self._broker.post(self._session, sequence, envelope)
 
@@ -334,10 +334,10 @@ class Connection:
         envelope = Envelope(dest, src, tag, flags, b"", size)
         if size <= 0 or not protocol.UPLOADS <= number < 2 * protocol.UPLOADS:
             raise ValueError(f"transfer {number} of {size} bytes")
-        return self._broker.offer(self._session, number, envelope)
+        return self._broker.large.offer(self._session, number, envelope)
 
     async def _withdraw(self, call: dict[str, Any], by: Credentials) -> None:
-        self._broker.uploads.drop(self._session.uid, int(call["transfer"]))
+        self._broker.large.uploads.drop(self._session.uid, int(call["transfer"]))
 
     async def _missing(self, call: dict[str, Any], by: Credentials) -> list[int]:
         """Return which of some messages are not in their mailbox any more."""

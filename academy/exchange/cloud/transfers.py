@@ -54,7 +54,7 @@ class Transfers:
     # --- to the exchange
 
     async def _take(self, number: int, offset: int, data: memoryview) -> None:
-        uploads, session = self._broker.uploads, self._session.uid
+        uploads, session = self._broker.large.uploads, self._session.uid
         try:
             state = await uploads.write(session, number, offset, data)
         except StorageError as error:
@@ -98,7 +98,7 @@ class Transfers:
             raise ProtocolError(f"{offset} bytes of {body.size} were not sent")
         if offset == body.size:
             self._end(number)
-            self._broker.received(self._session, number)
+            self._broker.large.received(self._session, number)
         elif not self.pump.taken(number, offset):
 
             async def read(at: int, size: int) -> list[Part]:

@@ -17,7 +17,7 @@ current_client: ContextVar[Credentials | None] = ContextVar(
 )
 """Whose connection or request this context works for."""
 
-OF_ALL = ("academy.exchange.broker", "academy.exchange.store")
+OF_ALL = ("academy.exchange.turns", "academy.exchange.store")
 """Loggers of what works for all clients of a namespace."""
 BURST = 100
 """Records of one kind, from WARNING on, that may come at once."""

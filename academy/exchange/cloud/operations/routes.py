@@ -115,16 +115,17 @@ class Operations:
         census = await broker.census()
         open_ = [c for c, name in self.connections.items() if name == namespace]
         received, sent = self._ended.get(namespace, (0, 0))
+        traffic = broker.traffic
         return Numbers(
             census=census,
             connections=len(open_),
-            stored=broker.stored,
-            settled=broker.settled,
-            delivered=broker.delivered,
-            redelivered=broker.redelivered,
+            stored=traffic.stored,
+            settled=traffic.settled,
+            delivered=traffic.delivered,
+            redelivered=traffic.redelivered,
             received_bytes=received + sum(c.received for c in open_),
             sent_bytes=sent + sum(c.sent for c in open_),
-            refused=Counter(broker.refused),
+            refused=Counter(traffic.refused),
             committing=store.committing,
             reading=store.reading,
         )
