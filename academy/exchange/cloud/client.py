@@ -12,12 +12,13 @@ from uuid import UUID
 from academy.exception import ExchangeError
 from academy.exchange.client_config import ExchangeClientConfig
 from academy.exchange.cloud import protocol
+from academy.exchange.cloud.connector import is_unknown_path
 from academy.exchange.cloud.credentials import (
     current_address,
     find_fingerprint,
     find_token,
 )
-from academy.exchange.cloud.link import Link, acquire, is_unknown_path, release
+from academy.exchange.cloud.links import acquire, release
 from academy.exchange.cloud.security.pinning import parse_fingerprint, trust
 from academy.exchange.directory import new_agents
 from academy.exchange.factory import ExchangeFactory
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from academy.agent import Agent
     from academy.exchange.cloud.globus.console import ExchangeConsole
     from academy.exchange.cloud.globus.login import TokenSource
+    from academy.exchange.cloud.link import Link
     from academy.message import Message
 
 
@@ -301,16 +303,16 @@ class HttpExchangeTransport(NoPickleMixin):
     def post(self, message: Message) -> None:
         if self._closed:
             raise ExchangeError(f"the transport of {self.mailbox_id} is closed")
-        self._link.post(message, self.inbox)
+        self._link.sender.post(message, self.inbox)
 
     def withdraw(self, message: Message) -> None:
-        self._link.withdraw(message)
+        self._link.sender.withdraw(message)
 
     async def send(self, message: Message) -> None:
         if self._closed:
             raise ExchangeError(f"the transport of {self.mailbox_id} is closed")
         stored = asyncio.get_running_loop().create_future()
-        self._link.post(message, self.inbox, stored)
+        self._link.sender.post(message, self.inbox, stored)
         await stored
 
     def release(self, request: Message) -> None:
