@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -70,6 +72,34 @@ def write_private(path: str | os.PathLike[str], content: str | bytes) -> Path:
         os.unlink(temporary)
         raise
     return path
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes from changing a file meanwhile, if they ask for it as well.
+
+    The lock is that of a file beside it, since the file itself is replaced. On a file
+    system that keeps no locks (Lustre mounted without) nobody is kept from work.
+    """
+    import fcntl  # Windows, where this module is imported as well, has none
+
+    path = Path(path)
+    if not path.parent.exists():
+        private_directory(path.parent)
+    with open(path.with_name(f".{path.name}.lock"), "a", opener=_private) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
+
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 NETWORK_FILE_SYSTEMS = frozenset(

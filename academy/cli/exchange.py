@@ -56,7 +56,7 @@ def start(
                 f"An exchange is running at {other.url} already (pid {other.pid}). "
                 "Stop it, academy exchange stop, or choose another --port."
             )
-    started = daemon.start(config)
+    started = daemon.start(config, wanted.operations.drain_seconds)
     typer.echo(f"Exchange at {started.url} (pid {started.pid}, log {started.log})")
     _show_fingerprint(started)
     if wanted.auth.method == "none":

@@ -127,7 +127,7 @@ def _sign_remembered(before: Authority, after: Authority) -> None:
         except UnauthorizedError:
             continue  # of another exchange
         token = after.user_token(held.subject, held.namespace)
-        remember(url, **facts | {"token": token})
+        remember(url, token=token)
 
 
 def _auth(config: Path | None) -> AuthConfig:

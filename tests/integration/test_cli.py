@@ -12,12 +12,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from socket import gethostname
 
 import psutil
 import pytest
 
 from academy.exchange.cloud import HttpExchangeFactory
-from academy.exchange.cloud.operations.daemon import daemons
+from academy.exchange.cloud.operations.daemon import Daemon, daemons, stop
 from tests.support.server import free_port
 
 
@@ -73,7 +74,8 @@ def test_what_is_known_of_an_exchange_is_private(port: str, academy_home: Path) 
     path = academy_home / "exchange.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     facts = json.loads(path.read_text())[f"https://127.0.0.1:{port}"]
-    assert facts.keys() == {*("token", "fingerprint", "pid", "node", "started", "log")}
+    of_process = {"pid", "node", "started", "log", "drain_seconds"}
+    assert facts.keys() == {"token", "fingerprint"} | of_process
 
 
 def test_an_exchange_takes_its_settings_from_a_file(port: str, tmp_path: Path) -> None:
@@ -177,6 +179,42 @@ def test_an_exchange_that_does_not_answer_is_told(port: str) -> None:
         assert "does not answer" in result.stderr
     finally:
         os.kill(daemon.pid, signal.SIGCONT)
+
+
+def test_an_exchange_that_has_a_name_is_looked_at_and_stopped(
+    port: str, tmp_path: Path
+) -> None:
+    config = tmp_path / "exchange.toml"
+    config.write_text('name = "campaign"\n[operations]\ndrain_seconds = 3.5\n')
+    start(port, "--config", str(config))
+    assert [daemon.drain_seconds for daemon in daemons()] == [3.5]
+    assert academy("exchange", "stop").returncode == 0
+    assert daemons() == []
+
+
+STUBBORN = """
+import signal, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+print(flush=True)
+signal.sigwait([signal.SIGTERM])
+time.sleep(0.5)
+print("ended in order", flush=True)
+"""
+
+
+def test_an_exchange_may_take_its_drain_seconds_before_it_is_killed() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    started = psutil.Process(process.pid).create_time()
+    daemon = Daemon(
+        "http://here:1", process.pid, gethostname(), started, "log", drain_seconds=60
+    )
+    stop(daemon, close_timeout=0)
+    said, _ = process.communicate()
+    assert said == "ended in order\n"
 
 
 def test_an_exchange_of_another_machine_is_stopped_there(

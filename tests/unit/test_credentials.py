@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -62,3 +64,50 @@ def test_a_name_that_is_not_known_is_told_with_those_that_are() -> None:
     remember(SECOND)
     with pytest.raises(ExchangeError, match=r"'campain' is known .* Known: campaign"):
         find_url("campain")
+
+
+def test_a_fact_that_is_none_is_forgotten_and_others_stay() -> None:
+    remember(FIRST, SECOND, token="t", pid=7, name="campaign")
+    remember(FIRST, token=None, name=None)
+    assert known_exchanges() == {FIRST: {"pid": 7}, SECOND: {"token": "t", "pid": 7}}
+
+
+def test_what_is_known_already_is_not_written_again() -> None:
+    remember(FIRST, token="t")
+    before = exchanges_file().stat()
+    remember(FIRST, token="t")
+    forget(SECOND)
+    assert exchanges_file().stat().st_ino == before.st_ino
+
+
+REMEMBER = """
+import sys
+from academy.exchange.cloud.credentials import remember
+print(flush=True)
+sys.stdin.readline()
+for number in range(20):
+    remember(f"http://{sys.argv[1]}:{number}", token="t")
+"""
+
+
+def test_programs_that_remember_at_once_lose_nothing_of_each_other() -> None:
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-c", REMEMBER, f"n{number}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(4)
+    ]
+    for program in programs:
+        assert program.stdout is not None
+        program.stdout.readline()
+    for program in programs:
+        assert program.stdin is not None
+        program.stdin.write("go\n")
+        program.stdin.flush()
+    for program in programs:
+        program.communicate()
+        assert program.returncode == 0
+    assert len(known_exchanges()) == 80

@@ -18,7 +18,7 @@ from aiohttp import web
 from academy.exception import StorageError
 from academy.exchange.cloud.app import SERVER, create_app
 from academy.exchange.cloud.config import ExchangeServingConfig
-from academy.exchange.cloud.credentials import forget, known_exchanges, remember
+from academy.exchange.cloud.credentials import forget, remember
 from academy.exchange.cloud.operations.logs import set_up_logging
 
 logger = logging.getLogger("academy.exchange.cloud")
@@ -96,20 +96,19 @@ async def serve(config: ExchangeServingConfig, until_parent_ends: bool) -> None:
         url = f"{scheme}://{_visible(config.host)}:{runner.addresses[0][1]}"
         digest = certificate.digest() if certificate else None
         app[SERVER].namespaces.listening(url, digest)
-        names = [url, *_other_names(config.host, url)]
+        urls = [url, *_other_names(config.host, url)]
         fingerprint = certificate.fingerprint if certificate else None
-        _remember(config, names, fingerprint)
+        _remember(config, urls, fingerprint)
         if config.auth.method == "none":
             logger.warning("INSECURE: everybody who reaches %s may do everything", url)
         logger.info("exchange at %s, backend %s", url, config.backend.kind)
         print(url, flush=True)
         _notify(f"READY=1\nSTATUS=exchange at {url}")
         while not await _is_set_within(stop, config.auth.user_lifetime / 3):
-            _remember(config, names, fingerprint)
+            _remember(config, urls, fingerprint)
         logger.info("stopping: clients are told, for %s s at most", patience)
         _notify("STOPPING=1")
-        for name in names:
-            forget(name)
+        forget(*urls)
     finally:
         if watch is not None:
             watch.cancel()
@@ -117,22 +116,11 @@ async def serve(config: ExchangeServingConfig, until_parent_ends: bool) -> None:
 
 
 def _remember(
-    config: ExchangeServingConfig, names: list[str], fingerprint: str | None
+    config: ExchangeServingConfig, urls: list[str], fingerprint: str | None
 ) -> None:
     """Leave what programs of this user need, with a token that is good for long."""
-    found = {
-        "token": config.auth.user_token(),
-        "fingerprint": fingerprint,
-        "name": config.name,
-    }
-    facts = {key: value for key, value in found.items() if value}
-    known = known_exchanges()
-    for url in names:
-        before = known.get(url, {})
-        for stale in ("name", "moved"):  # of an exchange that was here before
-            before.pop(stale, None)
-        remember(url, **before | facts)
-        facts.pop("name", None)  # the first one, which is announced, stands for all
+    token = config.auth.user_token()
+    remember(*urls, token=token, fingerprint=fingerprint, name=config.name)
 
 
 async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from base64 import urlsafe_b64decode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from academy.exception import ExchangeError
-from academy.home import get_academy_home, write_private
+from academy.home import get_academy_home, locked, write_private
 
 TOKEN_VARIABLE = "ACADEMY_EXCHANGE_TOKEN"
 FINGERPRINT_VARIABLE = "ACADEMY_EXCHANGE_FINGERPRINT"
@@ -86,28 +88,48 @@ def claims_of(token: str | None) -> dict[str, Any]:
     return claims if isinstance(claims, dict) else {}
 
 
-def remember(url: str, **facts: Any) -> None:
-    """Keep what clients of this user need to use an exchange.
+def remember(url: str, *others: str, **facts: Any) -> None:
+    """Keep what clients of this user need to use an exchange, beside what is known.
 
     One that has a `name` may have been elsewhere before: who knows it from there is
     sent here.
+
+    Args:
+        url: its address.
+        others: by which it is known as well.
+        facts: to keep; None forgets one.
     """
-    url, known, name = url.rstrip("/"), known_exchanges(), facts.get("name")
-    for other, of_other in known.items():
-        if name and of_other.get("name") == name:
-            known[other] = {"name": name, "moved": url}
-    write_private(exchanges_file(), json.dumps(known | {url: facts}, indent=2))
+    url, name = url.rstrip("/"), facts.get("name")
+    with _changing() as known:
+        for other, of_other in known.items():
+            if name and other != url and of_other.get("name") == name:
+                known[other] = {"name": name, "moved": url}
+        for one in (url, *others):
+            found = known.get(one, {}) | facts | {"moved": None}
+            if one != url:
+                found["name"] = None  # the first address stands for all
+            known[one] = {key: fact for key, fact in found.items() if fact is not None}
 
 
-def forget(url: str) -> None:
-    """Remove what was remembered of an exchange.
+def forget(*urls: str) -> None:
+    """Remove what was remembered of an exchange, under all its addresses.
 
     Of one that has a name, what those who wait for it need stays.
     """
-    known = known_exchanges()
-    facts = known.pop(url.rstrip("/"), None)
-    if facts is None:
-        return
-    if "name" in facts:
-        known[url.rstrip("/")] = {key: facts[key] for key in _LASTING if key in facts}
-    write_private(exchanges_file(), json.dumps(known, indent=2))
+    with _changing() as known:
+        for url in urls:
+            facts = known.pop(url.rstrip("/"), {})
+            if "name" in facts:
+                lasting = {key: facts[key] for key in _LASTING if key in facts}
+                known[url.rstrip("/")] = lasting
+
+
+@contextmanager
+def _changing() -> Iterator[dict[str, dict[str, Any]]]:
+    """Change what is known, one process at a time; what is the same is not written."""
+    with locked(exchanges_file()):
+        known = known_exchanges()
+        before = copy.deepcopy(known)
+        yield known
+        if known != before:
+            write_private(exchanges_file(), json.dumps(known, indent=2))

@@ -8,9 +8,10 @@ from __future__ import annotations
 import select
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from socket import gethostname
+from typing import Any
 
 import psutil
 
@@ -21,8 +22,8 @@ from academy.home import get_academy_home, private_directory
 START_TIMEOUT = 30.0
 """Seconds until the exchange has to listen."""
 
-STOP_TIMEOUT = 15.0
-"""Seconds until it has to have closed its store; it is killed after that."""
+CLOSE_TIMEOUT = 15.0
+"""Seconds beyond its `drain_seconds` until it has closed its store, or is killed."""
 
 
 class DaemonError(ExchangeError):
@@ -39,6 +40,7 @@ class Daemon:
         node: the machine on which it was started.
         started: when, in seconds since 1970; tells it from others of the same pid.
         log: its log file.
+        drain_seconds: that it may take to end in order.
         fingerprint: of its certificate, if clients pin that.
     """
 
@@ -47,6 +49,7 @@ class Daemon:
     node: str
     started: float
     log: str
+    drain_seconds: float
     fingerprint: str | None = None
 
     @property
@@ -67,6 +70,9 @@ class Daemon:
         return process if alive else None
 
 
+_FACTS = [field.name for field in fields(Daemon) if field.name != "url"]
+
+
 def daemons() -> list[Daemon]:
     """Return the exchanges that were started and not stopped, on any machine.
 
@@ -76,8 +82,7 @@ def daemons() -> list[Daemon]:
     for url, facts in known_exchanges().items():
         if "pid" not in facts:
             continue  # it was not started by us
-        facts.pop("token", None)
-        daemon = Daemon(url, **facts)
+        daemon = _daemon(url, facts)
         if daemon.is_here and daemon.process() is None:
             forget(url)
         else:
@@ -105,11 +110,12 @@ def find(url: str | None = None) -> Daemon:
     return known[0]
 
 
-def start(config_file: Path | None = None) -> Daemon:
+def start(config_file: Path | None, drain_seconds: float) -> Daemon:
     """Start an exchange that goes on when this program ends.
 
     Args:
         config_file: what is chosen; the environment of this program counts as well.
+        drain_seconds: that it may take to end in order, by what is chosen.
 
     Raises:
         DaemonError: it did not start; says why, in its own words.
@@ -136,12 +142,19 @@ def start(config_file: Path | None = None) -> Daemon:
         reason = lines[-1] if lines else "The exchange does not start."
         raise DaemonError(f"{reason} (log: {log})")
     started = psutil.Process(process.pid).create_time()
-    known = known_exchanges().get(url, {})
-    fingerprint = known.get("fingerprint")
-    daemon = Daemon(url, process.pid, gethostname(), started, str(log), fingerprint)
-    facts = {"pid": daemon.pid, "node": daemon.node, "started": started}
-    remember(url, **known | facts, log=daemon.log)
-    return daemon
+    facts = {
+        "pid": process.pid,
+        "node": gethostname(),
+        "started": started,
+        "log": str(log),
+        "drain_seconds": drain_seconds,
+    }
+    remember(url, **facts)
+    return _daemon(url, known_exchanges()[url])
+
+
+def _daemon(url: str, facts: dict[str, Any]) -> Daemon:
+    return Daemon(url, **{key: facts[key] for key in _FACTS if key in facts})
 
 
 def _announced(process: subprocess.Popen[str]) -> str | None:
@@ -158,8 +171,11 @@ def _announced(process: subprocess.Popen[str]) -> str | None:
     return url
 
 
-def stop(daemon: Daemon) -> None:
+def stop(daemon: Daemon, close_timeout: float = CLOSE_TIMEOUT) -> None:
     """Stop an exchange; what its mailboxes hold stays in its store.
+
+    It is killed if it takes longer than it may to end in order, and `close_timeout`
+    seconds more.
 
     Raises:
         DaemonError: it runs on another machine.
@@ -172,7 +188,7 @@ def stop(daemon: Daemon) -> None:
     if process is not None:
         process.terminate()
         try:
-            process.wait(STOP_TIMEOUT)
+            process.wait(daemon.drain_seconds + close_timeout)
         except psutil.TimeoutExpired:
             process.kill()
             process.wait()
