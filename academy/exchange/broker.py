@@ -59,6 +59,7 @@ class Broker:
             self._delivery,
             self._expiry,
             self.traffic,
+            self._sessions,
         )
         self._answers = Answers(store, self._mailboxes, self._intake, self._expiry)
         self._turns = Turns(

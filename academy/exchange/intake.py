@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from academy.exception import AcademyError
 from academy.exchange.attachments import Attachments
 from academy.exchange.census import Traffic
@@ -34,6 +36,7 @@ class Intake:
         delivery: Delivery,
         expiry: Expiry,
         traffic: Traffic,
+        sessions: Mapping[bytes, Session],
     ) -> None:
         self.number = 0
         self.sequences: dict[bytes, int] = {}
@@ -44,6 +47,7 @@ class Intake:
         self._delivery = delivery
         self._expiry = expiry
         self._traffic = traffic
+        self._sessions = sessions
 
     async def load(self, store: Store, contents: Contents) -> None:
         """Begin with what a store holds."""
@@ -167,8 +171,10 @@ class Intake:
     ) -> None:
         """Tell those who have posted what became of it."""
         for session, refusal in refused:
-            if session.open:
-                session.consumer.refuse(*refusal)
+            # Its client may have connected anew since, and then heard of none yet.
+            now = self._sessions.get(session.uid)
+            if now is not None:
+                now.consumer.refuse(*refusal)
         # Sequences only grow, so that the last one of a session stands for all.
         for session, sequence in {item[0]: item[1] for item in arrivals}.items():
             if session.open:

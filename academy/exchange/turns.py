@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from academy.exception import AcademyError, StorageError
@@ -67,6 +67,7 @@ class Turns:
         self._arrivals: list[Arrival] = []
         self._receipts: list[tuple[Session, int]] = []
         self._departures: list[Session] = []
+        self._leaving: list[Session] = []  # those of the turn that runs
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # --- what arrives
@@ -191,7 +192,7 @@ class Turns:
         works, self._works = self._works, []
         late, self._late_works = self._late_works, []
         arrivals, self._arrivals = self._arrivals, []
-        departures, self._departures = self._departures, []
+        self._leaving, self._departures = self._departures, []
         answers: list[tuple[asyncio.Future[Any], AcademyError | None]] = []
         if not self.opened:
             await self._load()
@@ -212,21 +213,18 @@ class Turns:
                 done.set_result(None)
             else:
                 done.set_exception(problem)
-        self._conclude(arrivals, refused, departures)
+        self._conclude(arrivals, refused)
         if self._delivery.hungry:
             await self._delivery.catch_up()
 
     def _conclude(
-        self,
-        arrivals: list[Arrival],
-        refused: list[tuple[Session, Refusal]],
-        departures: Iterable[Session] = (),
+        self, arrivals: list[Arrival], refused: list[tuple[Session, Refusal]]
     ) -> None:
         """Tell everybody what the turn has stored."""
         self._intake.confirm(arrivals, refused)
         self._delivery.send()
-        for session in departures:
-            self._attachments.depart(session)
+        while self._leaving:
+            self._attachments.depart(self._leaving.pop())
         self._attachments.attendance.tell_all()
 
     async def _attempt(self, work: Work, changes: Changes) -> AcademyError | None:
@@ -249,6 +247,10 @@ class Turns:
         self.opened = False
         self._delivery.reset()
         self._fail(error)
+        # Of those who have left by themselves nothing is taken any more either.
+        for session in (*self._leaving, *self._departures):
+            self._attachments.depart(session)
+        self._leaving, self._departures = [], []
         for done in asked:
             if not done.done():
                 done.set_exception(error)

@@ -466,6 +466,17 @@ async def test_a_refusal_that_was_lost_on_the_way_is_told_again(
     assert isinstance(alice.refused[1], BadEntityIdError)
 
 
+async def test_a_refusal_is_told_through_the_connection_that_is_there_now(
+    broker: Broker, alice: Peer
+) -> None:
+    """Else it would be forgotten with the next one, which the client confirms."""
+    alice.request(uuid4().bytes)
+    alice.connect()  # before the turn
+    await broker.settle()
+
+    assert list(alice.refused) == [1]
+
+
 @pytest.mark.parametrize("limits", [SMALL])
 async def test_a_refusal_that_nobody_has_heard_outlives_the_broker(
     broker: Broker, store: BrittleStore, alice: Peer, bob: Peer
@@ -975,8 +986,9 @@ async def test_nothing_is_lost_or_doubled_when_the_store_fails(
     assert (alice.confirmed, flagged(bob.inbox)) == (2, [])
 
 
+@pytest.mark.parametrize("leaves", ["never", "before", "after"])
 async def test_what_comes_while_the_store_fails_hides_nothing_before_it(
-    limits: Limits,
+    limits: Limits, leaves: str
 ) -> None:
     store = GatedStore()
     broker = Broker(store, limits)
@@ -985,9 +997,13 @@ async def test_what_comes_while_the_store_fails_hides_nothing_before_it(
     store.gate.clear()
     store.failing = True
     alice.request(bob.uid, b"first")
+    if leaves == "before":
+        alice.disconnect()
     await store.waiting.wait()
 
     alice.request(bob.uid, b"second")  # in the same session, for the next turn
+    if leaves == "after":
+        alice.disconnect()
     store.gate.set()
     await broker.settle()
     await bob.reconnect()

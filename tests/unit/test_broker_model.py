@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from academy.exception import (
     AcademyError,
+    ForbiddenError,
     MailboxFullError,
     MailboxTerminatedError,
     StorageError,
@@ -30,7 +31,7 @@ from academy.exception import (
 from academy.exchange.broker import Broker
 from academy.exchange.mailbox import Limits, Session
 from academy.exchange.mailbox_status import MailboxStatus
-from academy.exchange.store import FROM_AGENT, RESPONSE, TO_AGENT, Envelope, Store
+from academy.exchange.store import FROM_AGENT, RESPONSE, TO_AGENT, Envelope
 from academy.exchange.store.memory import MemoryStore
 from academy.exchange.store.sqlite import SqliteStore
 from academy.message import AcademyErrorResponse, decode_body
@@ -188,6 +189,9 @@ class Client:
             return
         except StorageError:
             return  # it was reset, and tries again later
+        except ForbiddenError:
+            assert self.session is not session, "refused because it was reset"
+            return
         finally:
             world.attaching = None
         world.attached(self)
@@ -305,12 +309,12 @@ class BrokerMachine(RuleBasedStateMachine):
     def later(self, step: Callable[[], object]) -> None:
         self.steps.append(step)
 
-    def store(self) -> Store:
+    def store(self) -> BrittleStore:
         raise NotImplementedError
 
     @initialize()
     def open(self) -> None:
-        self.brittle = BrittleStore(self.store())
+        self.brittle = self.store()
         self.broker = Broker(self.brittle, LIMITS)
         self.do(self.broker.open())
         records = [agent() for _ in range(MAILBOXES)]
@@ -517,13 +521,20 @@ class BrokerMachine(RuleBasedStateMachine):
 
 
 class OnMemory(BrokerMachine):
-    def store(self) -> Store:
-        return MemoryStore()
+    def store(self) -> BrittleStore:
+        return BrittleStore(MemoryStore())
+
+
+class OnAStoreThatWaits(BrokerMachine):
+    """As through Redis, or to a disk whose caches are flushed."""
+
+    def store(self) -> BrittleStore:
+        return BrittleStore(MemoryStore(), waits=True)
 
 
 class OnSqlite(BrokerMachine):
-    def store(self) -> Store:
-        return SqliteStore(Path(self.folder) / "exchange.db")
+    def store(self) -> BrittleStore:
+        return BrittleStore(SqliteStore(Path(self.folder) / "exchange.db"))
 
 
 def model(examples: int) -> settings:
@@ -537,5 +548,7 @@ def model(examples: int) -> settings:
 
 TestOnMemory = OnMemory.TestCase
 TestOnMemory.settings = model(150)
+TestOnAStoreThatWaits = OnAStoreThatWaits.TestCase
+TestOnAStoreThatWaits.settings = model(150)
 TestOnSqlite = OnSqlite.TestCase
 TestOnSqlite.settings = model(20)
