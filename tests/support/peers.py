@@ -24,6 +24,7 @@ from academy.exchange.store import (
     MailboxRecord,
     Store,
 )
+from academy.exchange.store.memory import MemoryStore
 
 
 @dataclass(frozen=True)
@@ -242,3 +243,25 @@ class BrittleStore:
 
     async def close(self) -> None:
         await self.inner.close()
+
+
+class GatedStore(MemoryStore):
+    """Its commits wait for a gate."""
+
+    commit_now = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.waiting = asyncio.Event()
+        self.failing = False
+
+    async def commit(self, changes: Changes) -> None:
+        self.waiting.set()
+        await self.gate.wait()
+        self.waiting.clear()
+        if self.failing:
+            self.failing = False
+            raise StorageError("no space left on device")
+        MemoryStore.commit_now(self, changes)

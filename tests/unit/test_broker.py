@@ -26,7 +26,7 @@ from academy.exchange.refusals import KEPT, PLACE
 from academy.exchange.store import Changes, Contents, Envelope, MailboxRecord
 from academy.exchange.store.memory import MemoryStore
 from academy.message import AcademyErrorResponse, decode_body
-from tests.support.peers import BrittleStore, Delivery, Peer, again, agent
+from tests.support.peers import BrittleStore, Delivery, GatedStore, Peer, again, agent
 
 SMALL = Limits(
     max_message_bytes=100,
@@ -149,28 +149,6 @@ async def test_a_message_is_confirmed_and_delivered_after_it_was_stored(
     await broker.close()
 
     assert (alice.confirmed, bob.payloads()) == (1, [b"?"])
-
-
-class GatedStore(MemoryStore):
-    """Its commits wait for a gate."""
-
-    commit_now = None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.waiting = asyncio.Event()
-        self.failing = False
-
-    async def commit(self, changes: Changes) -> None:
-        self.waiting.set()
-        await self.gate.wait()
-        self.waiting.clear()
-        if self.failing:
-            self.failing = False
-            raise StorageError("no space left on device")
-        MemoryStore.commit_now(self, changes)
 
 
 async def test_a_request_stays_until_it_is_answered(

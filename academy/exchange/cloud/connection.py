@@ -305,6 +305,8 @@ class Connection:
         except StorageError:
             raise  # it says nothing about this mailbox: to be tried again
         except AcademyError as error:
+            if not self._session.open:
+                raise  # nor does this: it is asked again through the next connection
             return pack_error(error)
         return None
 
