@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import aiohttp
 import pytest
 
-from academy.exception import UnauthorizedError
+from academy.exception import ForbiddenError, UnauthorizedError
 from academy.exchange import (
     AgentExchangeClient,
     HttpExchangeFactory,
@@ -134,8 +134,7 @@ async def test_fresh_tokens_come_over_the_live_connection_before_the_old_expire(
 async def test_a_revoked_user_is_cut_at_once_and_so_are_the_users_agents(
     exchange: ExchangeServer,
 ) -> None:
-    # In one namespace of one process, they would share a connection.
-    ada = exchange.factory(token=exchange.authority.user_token("ada", "hers"))
+    ada = exchange.factory(token=exchange.authority.user_token("ada"))
     bob = exchange.factory(token=exchange.authority.user_token("bob"))
     async with await bob.create_user_client() as other:
         client = await ada.create_user_client()
@@ -168,6 +167,57 @@ async def test_a_revoked_mailbox_alone_is_cut_from_a_connection(
             assert not second.lost.done()
         with pytest.raises(UnauthorizedError, match="revoked"):
             await factory.for_agents().connect(bad)
+
+
+async def test_a_revoked_agent_leaves_those_that_share_its_connection_alone(
+    exchange: ExchangeServer,
+) -> None:
+    """Even if it has opened the connection, and when that is lost later."""
+    elsewhere = exchange.factory(additional_headers={"X-Another": "connection"})
+    async with await elsewhere.create_user_client() as client:
+        bad, good = await client.register_agents([(Adder, "bad"), (Adder, "good")])
+        factory = exchange.factory()
+        async with ponger(factory, bad) as first, ponger(factory, good) as second:
+            exchange.revocations.add("mailbox", bad.agent_id.uid.hex)
+
+            lost = await asyncio.wait_for(first.lost, 30)
+            assert isinstance(lost, UnauthorizedError)
+            await Handle(good.agent_id).ping()
+            await exchange.restart()
+            await Handle(good.agent_id).ping()
+            assert not second.lost.done()
+
+
+async def test_who_is_revoked_does_not_go_on_as_whoever_shares_the_connection(
+    exchange: ExchangeServer,
+) -> None:
+    token = exchange.authority.user_token("tester")
+    async with RawClient(exchange.url, token) as client:
+        uid = uuid4()
+        item = {"uid": uid.hex, "agent": True}
+        (own,) = await client.call("register", mailboxes=[item])
+        await client.attach(uid, own)
+        await client.call("status", uid=uid.hex, **{"as": uid.hex})
+        exchange.revocations.add("mailbox", uid.hex)
+        await client.next(protocol.LOST)
+
+        with pytest.raises(UnauthorizedError, match="revoked"):
+            await client.call("status", uid=uid.hex, **{"as": uid.hex})
+        assert await client.call("status", uid=uid.hex) == "ACTIVE"
+
+
+async def test_nobody_makes_calls_as_a_mailbox_of_somebody_else(
+    exchange: ExchangeServer,
+) -> None:
+    authority = exchange.authority
+    async with RawClient(exchange.url, authority.user_token("ada")) as ada:
+        hers, none = uuid4(), uuid4()
+        await ada.call("register", mailboxes=[{"uid": hers.hex, "agent": False}])
+        await ada.call("status", uid=hers.hex, **{"as": hers.hex})  # not attached
+        async with RawClient(exchange.url, authority.user_token("bob")) as bob:
+            for uid in (hers, none):
+                with pytest.raises(ForbiddenError, match=f"{uid} is not attached"):
+                    await bob.call("status", uid=hers.hex, **{"as": uid.hex})
 
 
 async def test_a_revocation_survives_a_restart(exchange: ExchangeServer) -> None:

@@ -400,7 +400,20 @@ def test_a_factory_for_agents_leaves_the_users_token_behind() -> None:
 
     assert factory.for_agents().find_token() is None
     assert factory.find_token() == "own"
-    assert factory.for_agents().link_key == factory.link_key
+
+
+def test_a_user_and_the_users_agents_share_a_connection_and_nobody_else_does(
+    authority: TokenAuthority,
+) -> None:
+    factory = HttpExchangeFactory(URL)
+    ada = authority.user_token("ada")
+    agent = authority.mailbox_token(ME, authority.verify(ada))
+    child = authority.mailbox_token(OTHER, authority.verify(agent))
+    others = [authority.user_token("ada", "space"), authority.user_token("eve"), None]
+
+    keys = [factory.for_agents().link_key(token) for token in (agent, child)]
+    assert keys == 2 * [factory.link_key(ada)]
+    assert factory.link_key(ada) not in [factory.link_key(token) for token in others]
 
 
 def test_a_factory_does_not_show_its_token() -> None:

@@ -14,6 +14,7 @@ from academy.exchange.client_config import ExchangeClientConfig
 from academy.exchange.cloud import protocol
 from academy.exchange.cloud.connector import is_unknown_path
 from academy.exchange.cloud.credentials import (
+    claims_of,
     current_address,
     find_fingerprint,
     find_token,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 class HttpExchangeFactory(ExchangeFactory):
     """Makes clients of a hosted exchange.
 
-    All clients of one event loop share one outbound connection.
+    All clients and agents of a user share one outbound connection per event loop.
 
     Args:
         url: address of the exchange, `https://host:port`.
@@ -139,11 +140,15 @@ class HttpExchangeFactory(ExchangeFactory):
         """Where the exchange is: elsewhere than at its url if it has moved."""
         return current_address(self.url)
 
-    @property
-    def link_key(self) -> tuple[object, ...]:
-        """What clients must have in common to share a connection."""
+    def link_key(self, token: str | None) -> tuple[object, ...]:
+        """Return what clients must have in common to share a connection.
+
+        Agents have their user in common, so that a thousand of them share one.
+        """
         headers = tuple(sorted(self.additional_headers.items()))
-        return self.url, headers, self.find_fingerprint(), self.ssl_verify
+        claims = claims_of(token)
+        who = claims.get("ns"), claims.get("user", claims.get("sub"))
+        return self.url, headers, self.find_fingerprint(), self.ssl_verify, who
 
     def __getstate__(self) -> dict[str, Any]:
         """Take along which certificate to trust: elsewhere it may not be found."""

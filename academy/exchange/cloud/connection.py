@@ -47,6 +47,7 @@ TOKENS_AT_ONCE = 100
 
 _ADDRESS_FLAGS = RESPONSE | FROM_AGENT | TO_AGENT | ONE_WAY
 _HEAD = protocol.MESSAGE.size
+_REVOKED = "the token was revoked: get a new one"
 _LARGEST_SEQUENCE = (1 << 63) - 1
 _SENSELESS = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 _unpack = protocol.MESSAGE.unpack_from
@@ -60,7 +61,8 @@ class Connection:
     """One client's WebSocket: turns records into calls of the broker, and back.
 
     A client speaks for the mailboxes that it has attached, each opened with the
-    mailbox's own token; `_credentials` keeps what each of them may do.
+    mailbox's own token; `_credentials` keeps what each of them may do, and `_cut` whose
+    token is void.
 
     Invariant: `_stored` is the sequence number up to which all is stored, or 0 when
     the client has been told; `_awaited` says that it waits to be told of the latest.
@@ -83,6 +85,7 @@ class Connection:
         self._awaited = False
         self._user = credentials
         self._credentials: dict[bytes, Credentials] = {}
+        self._cut: set[bytes] = set()
         self._session = self._broker.connect(session, self)
         self._transfers = Transfers(broker, self._session, self._writer)
 
@@ -193,15 +196,23 @@ class Connection:
 
     async def cut_void(self) -> None:
         """End what was attached or connected with a token that is void now."""
-        error = UnauthorizedError("the token was revoked: get a new one")
-        if self._authority.is_void(self._user):
-            logger.info("cut the connection of %s, who is revoked", self._user.subject)
-            await self.close(WSCloseCode.POLICY_VIOLATION, str(error))
-            return
+        is_void = self._authority.is_void
+        good = [held for held in self._credentials.values() if not is_void(held)]
+        if is_void(self._user):
+            logger.info("cut off %s, who is revoked", self._user.subject)
+            if not good:
+                await self.close(WSCloseCode.POLICY_VIOLATION, _REVOKED)
+                return
+            # Others of this connection go on, and one of them keeps it open.
+            self._user = good[0]
+            self._put_tokens(
+                {b"": self._authority.session_token(good[0], self._session.uid)}
+            )
         for uid, credentials in list(self._credentials.items()):
-            if self._authority.is_void(credentials):
+            if is_void(credentials):
+                self._cut.add(uid)
                 await self._broker.detach(self._session, uid)
-                self.lost(uid, error)
+                self.lost(uid, UnauthorizedError(_REVOKED))
 
     async def close(self, code: int, reason: str = "") -> None:
         """Send what is queued and close the WebSocket."""
@@ -239,9 +250,7 @@ class Connection:
         self, number: int, method: Method, content: dict[str, Any]
     ) -> None:
         try:
-            # A client speaks as one of its mailboxes, or as whoever connected.
-            speaker = self._credentials.get(bytes.fromhex(content.get("as", "")))
-            result = await method(self, content, speaker or self._user)
+            result = await method(self, content, self._speaker(content))
             reply = {"result": result}
         except StorageError as error:
             reply = pack_error(error)
@@ -256,6 +265,23 @@ class Connection:
             uids = [UUID(item["uid"]).bytes for item in content["mailboxes"]]
             self._broker.start(self._session, uids)
             await self.renew(uids)
+
+    def _speaker(self, call: dict[str, Any]) -> Credentials:
+        """Return as whom a client makes a call: one of its mailboxes, or who connected.
+
+        Who connected speaks for own mailboxes that are not attached any more, and for
+        nobody else's.
+        """
+        if "as" not in call:
+            return self._user
+        uid = UUID(call["as"]).bytes
+        if uid in self._credentials:
+            return self._credentials[uid]
+        if uid in self._cut:
+            raise UnauthorizedError(_REVOKED)
+        if uid == self._user.mailbox or self._broker.creator(uid) == self._user.subject:
+            return self._user
+        raise ForbiddenError(f"mailbox {UUID(bytes=uid)} is not attached here")
 
     # --- calls
 
@@ -302,6 +328,7 @@ class Connection:
                 place=unpack_place(item.get("place")),
             )
             self._credentials[uid] = credentials
+            self._cut.discard(uid)
         except StorageError:
             raise  # it says nothing about this mailbox: to be tried again
         except AcademyError as error:

@@ -28,7 +28,6 @@ from academy.exchange.cloud import protocol
 from academy.exchange.cloud.attachments import Attachments, attach_arguments
 from academy.exchange.cloud.calls import Calls
 from academy.exchange.cloud.connector import FIRST_PAUSE, LONGEST_PAUSE, Connector
-from academy.exchange.cloud.credentials import claims_of
 from academy.exchange.cloud.pump import Pump
 from academy.exchange.cloud.security.pinning import break_off
 from academy.exchange.cloud.sender import MessageSender
@@ -73,7 +72,7 @@ class Receipts:
 class Link:
     """A connection to one exchange and everything that has to survive its loss.
 
-    `key` is what its users have in common: the exchange, and the namespace there.
+    `key` is what its users have in common: the exchange, and who they are there.
 
     Invariants: what `sender` has posted and what `_calls` ask for is sent again through
     each new connection, in order, until it is confirmed. `_watched` has what each user
@@ -88,7 +87,7 @@ class Link:
         self, factory: HttpExchangeFactory, token: str | None, patience: float
     ) -> None:
         self.users = 0
-        self.key = (factory.link_key, claims_of(token).get("ns"))
+        self.key = factory.link_key(token)
         self._factory = factory
         self._patience = patience
         self._connector = Connector(factory, os.urandom(16), token)

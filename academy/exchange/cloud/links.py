@@ -6,7 +6,6 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from academy.exchange.cloud.credentials import claims_of
 from academy.exchange.cloud.link import Link
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ async def acquire(
         UnauthorizedError: the token is refused.
     """
     links = _links.setdefault(asyncio.get_running_loop(), {})
-    key = (factory.link_key, claims_of(token).get("ns"))
+    key = factory.link_key(token)
     link = links.get(key)
     if link is None or link.failed:
         link = links[key] = Link(factory, token, patience)
