@@ -364,7 +364,7 @@ class Broker:
         box = self._boxes.get(uid)
         if box is None:
             raise BadEntityIdError(entity_id(True, uid))
-        requests = sum(not note & RESPONSE for note in box.leased.values())
+        requests = sum(not note & RESPONSE for note, *_ in box.leased.values())
         return AgentStats(
             incoming=box.incoming,
             outgoing=box.outgoing,

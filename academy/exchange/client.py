@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 AgentT = TypeVar("AgentT", bound="Agent")
+Key = tuple[int, bytes]
+"""A call: whom it asks, as a number, and its tag."""
 RequestHandler = Callable[[Message], "Awaitable[None] | None"]
 
 TERMINATE_PATIENCE = 10.0
@@ -64,8 +66,9 @@ class ExchangeClient(NoPickleMixin):
         # A tag is 8 random bytes of the client and a count: unique without a uuid.
         self._tag_prefix = os.urandom(8)
         self._tags = itertools.count(1)
-        self._pending: dict[bytes, asyncio.Future[Message]] = {}
-        self._streams: dict[bytes, Callable[[Message], None]] = {}
+        # By whom was asked as well: what anybody else says is not an answer.
+        self._pending: dict[Key, asyncio.Future[Message]] = {}
+        self._streams: dict[Key, Callable[[Message], None]] = {}
         self._lost: Exception | None = None
         self._closed = False
         self._context_tokens: list[Token[ExchangeClient]] = []
@@ -113,12 +116,12 @@ class ExchangeClient(NoPickleMixin):
         if loop is not self._loop:
             self._check_loop(loop)
         future: asyncio.Future[Message] = loop.create_future()
-        tag = message.tag
-        self._pending[tag] = future
+        key = message.dest.uid.int, message.tag
+        self._pending[key] = future
         try:
             self._transport.post(message)
         except BaseException:
-            del self._pending[tag]
+            del self._pending[key]
             raise
         return future
 
@@ -133,7 +136,7 @@ class ExchangeClient(NoPickleMixin):
                 and those credits of this client's that were refused.
         """
         future = self.request(message)
-        self._streams[message.tag] = on_one_way
+        self._streams[message.dest.uid.int, message.tag] = on_one_way
         return future
 
     def _check_loop(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -147,8 +150,9 @@ class ExchangeClient(NoPickleMixin):
 
     def forget(self, message: Message) -> None:
         """Stop waiting for the answer to a request."""
-        self._streams.pop(message.tag, None)
-        if self._pending.pop(message.tag, None) is not None:
+        key = message.dest.uid.int, message.tag
+        self._streams.pop(key, None)
+        if self._pending.pop(key, None) is not None:
             self._transport.withdraw(message)
 
     async def send(self, message: Message) -> None:
@@ -269,7 +273,7 @@ class ExchangeClient(NoPickleMixin):
             else:
                 self._take_one_way(message)
             return
-        future = self._pending.pop(message.tag, None)
+        future = self._pending.pop((message.src.uid.int, message.tag), None)
         # A call that was given up, or an answer that came twice, is nobody's.
         if future is not None and not future.done():
             future.set_result(message)
@@ -280,7 +284,7 @@ class ExchangeClient(NoPickleMixin):
         if kind == "one-way":
             self._one_way_refused(message, error)
             return
-        future = self._pending.pop(message.tag, None)
+        future = self._pending.pop((message.dest.uid.int, message.tag), None)
         if kind == "request" and future is not None:
             if not future.done():
                 future.set_exception(error)
@@ -307,15 +311,15 @@ class ExchangeClient(NoPickleMixin):
     def _take_one_way(self, message: Message) -> None:
         # Credits are for agents. What comes late is nobody's.
         if isinstance(message.get_body(), StreamItem):
-            self._tell_stream(message)
+            self._tell_stream(message.src, message)
 
     def _one_way_refused(self, message: Message, error: Exception) -> None:
         logger.debug("%r was refused: %s", message, error)
         if isinstance(message.get_body(), StreamCredit):
-            self._tell_stream(message)
+            self._tell_stream(message.dest, message)
 
-    def _tell_stream(self, message: Message) -> None:
-        on_one_way = self._streams.get(message.tag)
+    def _tell_stream(self, asked: EntityId, message: Message) -> None:
+        on_one_way = self._streams.get((asked.uid.int, message.tag))
         if on_one_way is not None:
             on_one_way(message)
 

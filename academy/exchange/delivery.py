@@ -34,7 +34,8 @@ class Delivery:
         elif not session.pops:
             envelope.lease = box.record.epoch
         box.cursor = envelope.number
-        box.leased[envelope.number] = envelope.size << 1 | envelope.flags & RESPONSE
+        note = envelope.size << 1 | envelope.flags & RESPONSE
+        box.leased[envelope.number] = note, envelope.src, envelope.tag
         session.room_messages -= 1
         if envelope.flags & LARGE and not session.pops:
             session.large[envelope.number] = (box, envelope)  # has a window of its own
@@ -105,7 +106,8 @@ class Delivery:
             after = page[-1].number
             for envelope in page:
                 if envelope.tag in tags and not envelope.flags & RESPONSE:
-                    box.leased[envelope.number] = envelope.size << 1
+                    lease = envelope.size << 1, envelope.src, envelope.tag
+                    box.leased[envelope.number] = lease
                     if 0 < envelope.lease < box.record.epoch:
                         box.repeated.add(envelope.number)
 

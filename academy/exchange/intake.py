@@ -83,16 +83,15 @@ class Intake:
         ):
             self._delivery.hungry.add(session)
 
-    def _settle(self, changes: Changes, box: Mailbox, number: int) -> bool:
-        note = box.leased.pop(number, None)
-        if note is None:
-            return False
+    def _settle(self, changes: Changes, box: Mailbox, number: int) -> None:
+        lease = box.leased.pop(number, None)
+        if lease is None:
+            return
         if box.repeated:
             box.repeated.discard(number)
         box.count -= 1
-        box.bytes -= note >> 1
+        box.bytes -= lease[0] >> 1
         changes.settled.append((box.record.uid, number))
-        return True
 
     def take_arrivals(
         self, changes: Changes, arrivals: list[Arrival]
@@ -126,8 +125,9 @@ class Intake:
             return self._mailboxes.not_attached(envelope)
         box = self._boxes.get(envelope.dest)
         if envelope.flags & _KIND == RESPONSE:
-            if not self._settle(changes, source, envelope.answers):
+            if not source.is_answer(envelope):
                 return None  # it has been answered already
+            self._settle(changes, source, envelope.answers)
             source.completed += 1
             if box is None or box.record.terminated:
                 return None  # nobody waits for it any more

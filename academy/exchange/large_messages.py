@@ -58,7 +58,7 @@ class LargeMessages:
         box = self._boxes.get(envelope.dest)
         if envelope.flags & _KIND == RESPONSE:
             largest = self._mailboxes.limits.max_message_bytes
-            if box is None or box.record.terminated:
+            if box is None or box.record.terminated or not source.is_answer(envelope):
                 return None
             if envelope.size > largest:
                 raise MessageTooLargeError(envelope.size, largest)

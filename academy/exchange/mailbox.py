@@ -66,13 +66,16 @@ class Consumer(Protocol):
         """The session is over; it may connect again."""
 
 
+Lease = tuple[int, bytes, bytes]
+"""Of a message: its size << 1 | whether it is a response, its source, and its tag."""
+
+
 class Mailbox:
     """A mailbox while the broker runs: what is stored of it, and who consumes it.
 
     Invariant: `leased` names exactly the messages delivered to the attached
-    incarnation and not settled (number -> size << 1 | is
-    response); `repeated` names those of them that an earlier incarnation has had;
-    `behind` is true when the store has more.
+    incarnation and not settled, by number; `repeated` names those of them that an
+    earlier incarnation has had; `behind` is true when the store has more.
     """
 
     __slots__ = (
@@ -96,7 +99,7 @@ class Mailbox:
         self.bytes = size
         self.session: Session | None = None
         self.seen: float | None = None
-        self.leased: dict[int, int] = {}
+        self.leased: dict[int, Lease] = {}
         self.repeated: set[int] = set()
         self.cursor = 0
         self.behind = False
@@ -107,6 +110,16 @@ class Mailbox:
         """The owner's id."""
         record = self.record
         return entity_id(record.agent, record.uid, record.name)
+
+    def is_answer(self, response: Envelope) -> bool:
+        """Whether a response is to a request that the owner holds.
+
+        Whom it answers, and what, is not for its sender to say.
+        """
+        lease = self.leased.get(response.answers)
+        return (
+            lease is not None and lease[1] == response.dest and lease[2] == response.tag
+        )
 
     def terminated_error(self) -> MailboxTerminatedError:
         """Return the error for whoever still wants something of the owner."""

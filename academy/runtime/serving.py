@@ -39,8 +39,12 @@ if TYPE_CHECKING:
     from academy.agent import Agent
     from academy.agent.methods import ActionSpec
     from academy.exchange.client import AgentExchangeClient
+    from academy.identifier import EntityId
 
 logger = logging.getLogger(__name__)
+
+Key = tuple[int, bytes]
+"""A call: who makes it, as a number, and its tag."""
 
 
 class RequestServer:
@@ -55,8 +59,9 @@ class RequestServer:
         started: whether the agent has started.
 
     Invariants: `_early` holds what comes before `start` or `stop`, and is None after.
-    `_running` has every action that is to be answered, by its request's tag: its task,
-    the request, and the outlet of one that yields.
+    `_running` has every action that is to be answered, by who has asked for it and the
+    tag, so that nobody else can cancel it or grant it room: its task, the request, and
+    the outlet of one that yields.
     """
 
     __slots__ = (
@@ -83,9 +88,7 @@ class RequestServer:
         self._on_shutdown = on_shutdown
         self._on_exit = on_exit
         self._early: list[Message] | None = []
-        self._running: dict[
-            bytes, tuple[asyncio.Task[None], Message, Outlet | None]
-        ] = {}
+        self._running: dict[Key, tuple[asyncio.Task[None], Message, Outlet | None]] = {}
         self._stopped = False
         self.started = False
         self._client: AgentExchangeClient
@@ -118,8 +121,8 @@ class RequestServer:
 
     async def cancel(self) -> None:
         """Cancel the actions that run, and wait until they have been answered."""
-        for tag in list(self._running):
-            self._cancel(tag)
+        for key in list(self._running):
+            self._cancel(key)
         await self.finish()
 
     # --- requests
@@ -139,7 +142,7 @@ class RequestServer:
         elif type(body) is StreamRequest:
             self._begin(message, body)
         elif type(body) is StreamCredit:
-            outlet = self._outlet(message)
+            outlet = self._outlet(message.src, message.tag)
             if outlet is not None:
                 outlet.credit(body.taken)
         elif type(body) is ShutdownRequest:
@@ -148,13 +151,13 @@ class RequestServer:
 
     def refused(self, item: Message, error: Exception) -> None:
         """Learn that a caller's mailbox has refused an item: its stream ends."""
-        outlet = self._outlet(item)
+        outlet = self._outlet(item.dest, item.tag)
         if outlet is not None and outlet.failure is None:
             outlet.failure = error
-            self._cancel(item.tag)
+            self._cancel((item.dest.uid.int, item.tag))
 
-    def _outlet(self, message: Message) -> Outlet | None:
-        running = self._running.get(message.tag)
+    def _outlet(self, caller: EntityId, tag: bytes) -> Outlet | None:
+        running = self._running.get((caller.uid.int, tag))
         return None if running is None else running[2]
 
     def _pong(self) -> Response:
@@ -186,7 +189,8 @@ class RequestServer:
         task = asyncio.get_running_loop().create_task(
             self._run(message, request, spec, outlet), context=self._context.copy()
         )
-        self._running[message.tag] = (task, message, outlet)
+        key = message.src.uid.int, message.tag
+        self._running[key] = (task, message, outlet)
 
     async def _run(
         self,
@@ -219,12 +223,13 @@ class RequestServer:
             response = coded(ActionCancelledError(name))
             self._on_exit(error)
         finally:
-            self._running.pop(message.tag, None)
+            self._running.pop((message.src.uid.int, message.tag), None)
         self._answer(message, response)
 
     def _cancel_on_request(self, message: Message, tag: bytes) -> None:
-        if tag in self._running:
-            self._cancel(tag)
+        key = message.src.uid.int, tag
+        if key in self._running:
+            self._cancel(key)
             self._answer(message, SuccessResponse())
         elif self._stopped:
             self._client.release(message)  # it follows a request that was given back
@@ -232,12 +237,12 @@ class RequestServer:
             error = ActionInvalidStateError(f"No action runs for request {tag.hex()}.")
             self._answer(message, coded(error))
 
-    def _cancel(self, tag: bytes) -> None:
-        task, message, _ = self._running[tag]
+    def _cancel(self, key: Key) -> None:
+        task, message, _ = self._running[key]
         coroutine: Any = task.get_coro()
         if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
             # Cancelled before its first step, it will never come to answer.
-            del self._running[tag]
+            del self._running[key]
             body = message.get_body()
             assert isinstance(body, ActionRequest)
             self._answer(message, coded(ActionCancelledError(body.action)))

@@ -655,6 +655,27 @@ async def test_every_call_gets_its_own_answer(
     assert [result(response) for response in responses] == [2 * n for n in range(1000)]
 
 
+async def test_who_was_not_asked_answers_nobody(
+    sender: ExchangeTransport, user: UserExchangeClient, agent: ExchangeTransport
+) -> None:
+    """Though it knows the tag, and has a request of its own that it may answer."""
+    request = user.new_message(agent.mailbox_id, ActionRequest.of("add", [1]))
+    future = user.request(request)
+    (got,) = await receive(agent)
+    await sender.send(call(sender.mailbox_id, sender.mailbox_id))
+    (held,) = await receive(sender)
+
+    body = ActionResponse(Payload(PICKLE, "forged"))
+    source, dest = sender.mailbox_id, user.client_id
+    await sender.send(Message(source, dest, request.tag, body, lease=held.lease))
+    await sender.send(Message.create(source, dest, PingRequest()))
+    await receive(sender)  # so the user has seen whatever came before that
+    assert not future.done()
+
+    await agent.send(answer(got, "true"))
+    assert result(await future) == "true"
+
+
 async def test_answers_may_come_in_any_order(
     factory: ExchangeFactory,
     user: UserExchangeClient,

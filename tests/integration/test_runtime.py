@@ -332,6 +332,24 @@ async def test_an_action_that_is_not_running_cannot_be_cancelled(
     assert isinstance(error, ActionInvalidStateError)
 
 
+async def test_nobody_but_its_caller_cancels_an_action(
+    client: UserExchangeClient, start: Start
+) -> None:
+    agent = Recorder()
+    started = await start(agent)
+    call = asyncio.create_task(started.handle.wait())
+    await agent.begun.wait()
+    ((_, tag),) = client._pending
+    async with await client.factory().create_user_client() as other:
+        request = other.new_message(started.runtime.agent_id, CancelRequest(tag))
+        answer = (await other.request(request)).body
+    error = answer.get_exception()  # type: ignore[union-attr]
+    assert isinstance(error, ActionInvalidStateError)
+
+    agent.release.set()
+    assert await call == "released"
+
+
 async def test_an_action_that_is_cancelled_before_its_first_step_is_answered(
     client: UserExchangeClient, start: Start
 ) -> None:
@@ -340,7 +358,7 @@ async def test_an_action_that_is_cancelled_before_its_first_step_is_answered(
     await started.handle.ping()
     call = asyncio.create_task(started.handle.wait())
     await asyncio.sleep(0)
-    ((tag, pending),) = client._pending.items()
+    (((_, tag), pending),) = client._pending.items()
     client.post(client.new_message(started.runtime.agent_id, CancelRequest(tag)))
     answer = (await pending).body
     error = answer.get_exception()  # type: ignore[union-attr]

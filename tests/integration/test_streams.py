@@ -227,6 +227,29 @@ async def test_large_items_take_more_room(http_exchange: HttpExchangeFactory) ->
         assert got == list(range(64))
 
 
+async def test_strangers_add_no_items_to_a_stream_and_grant_it_no_room(
+    source: Running, factory: ExchangeFactory
+) -> None:
+    stream = aiter(source.handle.count(1000))
+    got = [await anext(stream)]
+    await source.handle.ping()  # so all items are here for which there is room
+    ((_, tag),) = source.client._streams
+    me, agent_id = source.client.client_id, source.known.agent_id
+    stranger = await factory.connect()
+    source_id = stranger.mailbox_id
+    item = StreamItem(STREAM_ITEMS, Payload(PICKLE, "forged"))
+    await stranger.send(Message(source_id, me, tag, item))
+    await stranger.send(Message(source_id, agent_id, tag, StreamCredit(1_000_000)))
+    async with aclosing(stranger.listen()) as pongs:
+        for dest in (me, agent_id):  # who have seen then what came before
+            await stranger.send(Message.create(source_id, dest, PING))
+            await anext(pongs)
+    await stranger.close()
+
+    assert source.agent.yielded <= STREAM_ITEMS + 1
+    assert await take(stream, got) == list(range(1000))
+
+
 async def test_an_error_comes_after_the_items_before_it(source: Running) -> None:
     got: list[int] = []
     with pytest.raises(KeyError, match="in mid-stream"):

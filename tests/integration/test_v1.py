@@ -49,6 +49,7 @@ from tests.support.v1_peer import (
     V1Client,
     action,
     decode,
+    encode,
     entity,
     message,
     response,
@@ -648,6 +649,31 @@ async def test_v1_programs_talk_to_each_other(
     assert isinstance(decode(error["body"]["exception"]), LookupError)
     first, second = await serving
     assert (first["body"], second["body"]) == (request["body"], failing["body"])
+
+
+async def test_who_was_not_asked_answers_no_v1_program_and_as_none(
+    exchange: ExchangeServer, token: str, old_user: V1Client, old_agent: V1Client
+) -> None:
+    request = action(old_user.me, old_agent.me, "add", 1)
+    await old_user.send(request)
+    held = await old_agent.receive()
+    true, forged = (
+        {
+            "kind": "action-response",
+            "serialization": "pickle",
+            "result": ["__serialized__", encode(result)],
+        }
+        for result in ("true", "forged")
+    )
+    async with registered(exchange, token, "agent") as eve:
+        answer = response(request, **forged)
+        answer["header"]["src"] = eve.me
+        await eve.send(answer)
+        await eve.send(message(eve.me, old_user.me, {"kind": "ping-request"}))
+        assert (await old_user.receive())["body"]["kind"] == "ping-request"
+    await old_agent.send(response(held, **true))
+
+    assert result_of(await old_user.receive()) == "true"
 
 
 async def test_calls_to_a_v1_agent_that_ends_fail(

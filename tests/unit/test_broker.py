@@ -23,7 +23,15 @@ from academy.exchange.broker import Broker
 from academy.exchange.mailbox import Limits
 from academy.exchange.mailbox_status import MailboxStatus
 from academy.exchange.refusals import KEPT, PLACE
-from academy.exchange.store import Changes, Contents, Envelope, MailboxRecord
+from academy.exchange.store import (
+    FROM_AGENT,
+    RESPONSE,
+    TO_AGENT,
+    Changes,
+    Contents,
+    Envelope,
+    MailboxRecord,
+)
 from academy.exchange.store.memory import MemoryStore
 from academy.message import AcademyErrorResponse, decode_body
 from tests.support.peers import BrittleStore, Delivery, GatedStore, Peer, again, agent
@@ -164,6 +172,48 @@ async def test_a_request_stays_until_it_is_answered(
     await broker.settle()
 
     assert await stored(store, bob) == []
+
+
+async def test_a_response_reaches_nobody_but_who_has_asked_and_under_that_tag(
+    broker: Broker, store: BrittleStore, alice: Peer, bob: Peer
+) -> None:
+    """Else who knows a tag, or guesses it, could answer in the place of others."""
+    eve = await peer(broker)
+    tag = alice.request(bob.uid)
+    eve.request(eve.uid)
+    await broker.settle()
+    (request,) = bob.inbox
+    (her_own,) = eve.inbox  # which she may answer
+
+    eve.respond(replace(her_own, src=alice.uid, tag=tag))
+    eve.respond(request)
+    bob.respond(replace(request, src=eve.uid))
+    bob.respond(replace(request, tag=her_own.tag))
+    await broker.settle()
+    assert (alice.payloads(), eve.payloads()) == ([], [b"?"])
+    assert await stored(store, eve) == await stored(store, bob) == [b"?"]
+
+    bob.respond(request)
+    await broker.settle()
+    assert alice.payloads() == [b"!"]
+
+
+async def test_a_large_response_that_answers_nothing_takes_no_room(
+    broker: Broker, alice: Peer, bob: Peer
+) -> None:
+    tag = alice.request(bob.uid)
+    await broker.settle()
+    number = bob.inbox[0].number
+    flags = FROM_AGENT | TO_AGENT | RESPONSE
+
+    def offer(source: Peer, transfer: int, answers: int) -> int | None:
+        envelope = Envelope(alice.uid, source.uid, tag, flags, b"", 9, answers)
+        return broker.large.offer(source.session, transfer, envelope)
+
+    assert offer(await peer(broker), 1, number) is None
+    assert offer(bob, 1, number + 1) is None
+    assert len(broker.large.uploads) == 0
+    assert offer(bob, 1, number) == 0
 
 
 async def test_a_response_stays_until_it_was_received(

@@ -360,7 +360,8 @@ class Connection:
         number, size = int(call["transfer"]), int(call["size"])
         flags = int(call["flags"]) & _ADDRESS_FLAGS
         dest, src, tag = (bytes.fromhex(call[key]) for key in ("dest", "as", "tag"))
-        envelope = Envelope(dest, src, tag, flags, b"", size)
+        answers = int(call["answers"])
+        envelope = Envelope(dest, src, tag, flags, b"", size, answers)
         if size <= 0 or not protocol.UPLOADS <= number < 2 * protocol.UPLOADS:
             raise ValueError(f"transfer {number} of {size} bytes")
         return self._broker.large.offer(self._session, number, envelope)

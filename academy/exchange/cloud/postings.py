@@ -88,6 +88,7 @@ class Posting:
             "dest": message.dest.uid.hex,
             "tag": message.tag.hex(),
             "flags": address_flags(message),
+            "answers": message.lease,
             "transfer": self.number,
             "size": self.size,
         }
