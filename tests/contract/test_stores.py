@@ -26,7 +26,7 @@ from academy.exchange.store import (
 from academy.exchange.store.bodies import Body
 from academy.exchange.store.measured import MeasuredStore
 from academy.exchange.store.memory import MemoryStore
-from academy.exchange.store.sqlite import CHECKPOINT_BYTES, SqliteStore
+from academy.exchange.store.sqlite import CHECK_EVERY, CHECKPOINT_BYTES, SqliteStore
 from tests.support.redis import Redis, redis_store
 
 Make: TypeAlias = Callable[[Path], Store]
@@ -513,6 +513,22 @@ async def test_the_log_is_written_over_when_it_has_been_copied(
     assert [e.payload for e in await store.pending(DEST, 0, 2)] == [payload]
     await store.close()
     assert CHECKPOINT_BYTES < largest < 3 * CHECKPOINT_BYTES
+
+
+async def test_what_was_copied_is_not_copied_again_and_again(path: Path) -> None:
+    store = SqliteStore(path)
+    await store.open()
+    payload = bytes(CHECKPOINT_BYTES // 10)
+    copies = 0
+    for number in range(1, 10 * CHECK_EVERY):
+        await store.commit(add(message(number, payload if number < 15 else b"")))
+        if store._checkpoint is not None:
+            await asyncio.wait([store._checkpoint])
+            copies += 1
+
+    assert await numbers(store) == list(range(1, 10 * CHECK_EVERY))
+    await store.close()
+    assert copies == 1
 
 
 async def test_a_log_that_was_left_behind_is_shortened(path: Path) -> None:

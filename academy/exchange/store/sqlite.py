@@ -29,6 +29,13 @@ Durability: TypeAlias = Literal["process", "power"]
 CHECKPOINT_BYTES = 16_000_000
 """Size of the write-ahead log from which on it is copied into the database."""
 
+KEPT_LOG_BYTES = 4_000_000
+"""What stays of the log's file when it starts from its beginning again.
+
+To write over a file costs less than to extend one. But one that never shrank would not
+tell how much there is to copy.
+"""
+
 CHECK_EVERY = 16
 """Commits between two looks at that size."""
 
@@ -144,6 +151,7 @@ class SqliteStore:
         db.execute(f"pragma synchronous={'full' if full else 'normal'}")
         # Checkpoints wait for the disk: they are made in a thread, not in a commit.
         db.execute("pragma wal_autocheckpoint=0")
+        db.execute(f"pragma journal_size_limit={KEPT_LOG_BYTES}")
         # One that was killed has left its log, and who is killed often would never
         # come to shorten it.
         if self._log.exists() and self._log.stat().st_size > CHECKPOINT_BYTES:
