@@ -181,8 +181,7 @@ async def test_a_stranger_with_another_certificate_gets_no_byte_of_a_token(
             await ask(factory)
 
     assert exchange.fingerprint in str(refused.value)
-    assert str(stranger.fingerprint) in str(refused.value)
-    assert received
+    assert str(stranger.fingerprint) in str(refused.value)  # so that it was reached
     assert not any(received)
 
 

@@ -37,7 +37,8 @@ from academy.serialize import NoPickleMixin
 from academy.stats import AgentStats
 
 if TYPE_CHECKING:
-    from aiohttp import Fingerprint
+    from ssl import SSLContext
+
     from globus_sdk import GlobusApp
 
     from academy.agent import Agent
@@ -198,8 +199,8 @@ class HttpExchangeFactory(ExchangeFactory):
         return found and parse_fingerprint(found)
 
     @property
-    def trust(self) -> bool | Fingerprint:
-        """Which certificates are trusted, in aiohttp's words."""
+    def trust(self) -> SSLContext:
+        """Which certificates are trusted."""
         return trust(self.find_fingerprint(), self.ssl_verify is not False)
 
     async def _log_in(self, patience: float) -> str | None:

@@ -23,7 +23,7 @@ from academy.exchange.broker import Broker
 from academy.exchange.cloud import protocol
 from academy.exchange.cloud.security.auth import Authority, Credentials
 from academy.exchange.cloud.transfers import Transfers
-from academy.exchange.cloud.writer import Writer
+from academy.exchange.cloud.writer import Writer, in_steps
 from academy.exchange.errors import pack_error
 from academy.exchange.presence import Presence, unpack_place
 from academy.exchange.store import (
@@ -79,7 +79,7 @@ class Connection:
         self._authority = authority
         self._broker = broker
         self._ws = ws
-        self._writer = Writer(ws.send_bytes, self._confirmation)
+        self._writer = Writer(in_steps(ws.send_bytes), self._confirmation)
         self.received = 0
         self._stored = 0
         self._awaited = False

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from typing import TYPE_CHECKING
 
-import aiohttp
-
 from academy.exception import ExchangeConnectionError, ExchangeError
 from academy.exchange.cloud import protocol
+from academy.exchange.cloud.dialing import RefusedHandshakeError, dial
 from academy.exchange.cloud.security.pinning import explain
 from academy.exchange.errors import unpack_error
 
 if TYPE_CHECKING:
     from academy.exchange.cloud.client import HttpExchangeFactory
+    from academy.exchange.cloud.websocket import WebSocket
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 15.0
 """Seconds between two attempts; twice as many after each."""
@@ -41,10 +42,13 @@ class Connector:
         self._token = token
         self.tokens: dict[bytes, str] = {}
 
-    async def connect(
-        self, http: aiohttp.ClientSession, patience: float
-    ) -> aiohttp.ClientWebSocketResponse:
-        """Connect, trying again for `patience` seconds."""
+    async def connect(self, patience: float) -> WebSocket:
+        """Connect, trying again for `patience` seconds.
+
+        Raises:
+            ExchangeConnectionError: nobody answers, or not as an exchange does.
+            ExchangeError: the exchange does not want to be connected to.
+        """
         loop = asyncio.get_running_loop()
         begun = loop.time()
         deadline = begun + patience
@@ -54,8 +58,9 @@ class Connector:
         while True:
             try:
                 left = max(limit - loop.time(), FIRST_PAUSE)
-                return await self._connect_once(http, left)
-            except (OSError, aiohttp.ClientError, TimeoutError) as error:
+                async with asyncio.timeout(min(self._factory.request_timeout_s, left)):
+                    return await self._connect_once()
+            except (OSError, RefusedHandshakeError) as error:
                 if loop.time() + pause > deadline:
                     url = self._factory.url
                     raise ExchangeConnectionError(url, explain(error, url)) from error
@@ -63,9 +68,8 @@ class Connector:
             await asyncio.sleep(pause * random.uniform(0.5, 1))
             pause = min(pause * 2, LONGEST_PAUSE)
 
-    async def _connect_once(
-        self, http: aiohttp.ClientSession, limit: float
-    ) -> aiohttp.ClientWebSocketResponse:
+    async def _connect_once(self) -> WebSocket:
+        url = self._factory.address + protocol.PATH
         headers = dict(self._factory.additional_headers)
         headers[protocol.PROTOCOL_HEADER] = str(protocol.PROTOCOL)
         headers[protocol.SESSION_HEADER] = self._session.hex()
@@ -73,61 +77,45 @@ class Connector:
         token = self.tokens.get(b"") or self._factory.find_token() or self._token
         if token:
             headers["Authorization"] = f"Bearer {token}"
-        async with asyncio.timeout(min(self._factory.request_timeout_s, limit)):
-            try:
-                return await http.ws_connect(
-                    self._factory.address + protocol.PATH,
-                    headers=headers,
-                    max_msg_size=0,
-                    heartbeat=self._factory.client_config.heartbeat_interval,
-                    compress=0,
-                    ssl=self._factory.trust,
-                    timeout=aiohttp.ClientWSTimeout(ws_close=1),
-                )
-            except aiohttp.WSServerHandshakeError as error:
-                _forget_request(error)
-                if error.status >= 500 or error.status == 429:
-                    raise
-                if error.status == 401 and self.tokens:
-                    self.tokens.clear()
-                    raise  # it is tried again with what was given from outside
-                raise await self._explain(http, headers, error) from error
+        trust = self._factory.trust
+        heartbeat = self._factory.client_config.heartbeat_interval
+        try:
+            return await dial(url, headers, trust, heartbeat=heartbeat)
+        except RefusedHandshakeError as error:
+            if error.status >= 500 or error.status == 429:
+                raise
+            if error.status == 401 and self.tokens:
+                self.tokens.clear()
+                raise  # it is tried again with what was given from outside
+            raise await self._explain(url, headers, error.status) from error
 
     async def _explain(
-        self,
-        http: aiohttp.ClientSession,
-        headers: dict[str, str],
-        error: aiohttp.WSServerHandshakeError,
+        self, url: str, headers: dict[str, str], status: int
     ) -> Exception:
         """Ask again without the upgrade, since only then the answer has a body."""
+        import aiohttp  # loaded only by who is refused: it takes 0.2 s
+
         address = self._factory.address
-        async with http.get(
-            address + protocol.PATH, headers=headers, ssl=self._factory.trust
-        ) as r:
-            try:
-                problem = unpack_error(await r.json())
-            except (aiohttp.ClientError, ValueError):
-                text = f"it is not an exchange of this protocol (status {error.status})"
-                return ExchangeConnectionError(address, text)
+        try:
+            async with (
+                aiohttp.ClientSession(trust_env=True) as http,
+                http.get(url, headers=headers, ssl=self._factory.trust) as answer,
+            ):
+                is_json = answer.content_type == "application/json"
+                body = await answer.read() if is_json else b""
+        except aiohttp.ClientError as error:
+            raise ConnectionError(str(error)) from error
+        try:
+            problem = unpack_error(json.loads(body))
+        except ValueError:
+            text = f"it is not an exchange of this protocol (status {status})"
+            return ExchangeConnectionError(address, text)
         if isinstance(problem, ExchangeError) and len(problem.args) == 1:
             return type(problem)(f"{address}: {problem}")
         return problem
 
 
-def _forget_request(error: aiohttp.ClientResponseError) -> None:
-    """Take the headers of the request, a token among them, out of an error's repr."""
-    info = error.request_info
-    headers = info.headers.copy()
-    headers.clear()
-    error.request_info = aiohttp.RequestInfo(
-        info.url, info.method, type(info.headers)(headers), info.real_url
-    )
-    error.args = (error.request_info, error.history)
-
-
 def is_unknown_path(error: ExchangeError) -> bool:
     """Whether a connection failed because the server knows no path of our protocol."""
     cause = error.__cause__
-    if not isinstance(cause, aiohttp.WSServerHandshakeError):
-        return False
-    return cause.status in (404, 405)
+    return isinstance(cause, RefusedHandshakeError) and cause.status in (404, 405)

@@ -6,7 +6,6 @@ import asyncio
 import types
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
-from contextlib import suppress
 from typing import Any
 
 from academy.serialize import Part
@@ -16,23 +15,22 @@ CHUNK_BYTES = 1_000_000
 LATE_SECONDS = 0.005
 """How long a record that can wait for company waits for it."""
 
+Send = Callable[[bytes], "asyncio.Future[None] | None"]
 Sending = Coroutine[Any, Any, None]
 
 
 class Writer:
     """Sends records over one WebSocket; a record is never cut in two.
 
-    Most messages leave in a plain callback of the event loop, since the WebSocket has
-    room for them. When it has none, a task waits for that and sends what has come
-    meanwhile.
-
     Invariants: `_parts` is what was queued since the last full chunk, `_size` its
     bytes, and `_chunks` the full ones before it. `_due` says that a callback will
-    send them; `_rest` is the task that does so. `_waiting` says that there is something
-    `late` since it was last taken; `_accompanied` that it was, since the timer runs.
+    send them; `_room` is what it waits for if there is none. `_waiting` says that there
+    is something `late` since it was last taken; `_accompanied` that it was, since the
+    timer runs.
 
     Args:
-        send: sends one WebSocket message. A lost connection ends the writer: the
+        send: sends one WebSocket message, and returns what is done when there is room
+            for the next one, if there is none. A lost connection ends the writer: the
             reader of the WebSocket learns of it as well.
         late: returns the record that can wait for company (see `later`), or nothing.
 
@@ -40,9 +38,7 @@ class Writer:
         sent: bytes of the WebSocket messages so far.
     """
 
-    def __init__(
-        self, send: Callable[[bytes], Sending], late: Callable[[], bytes]
-    ) -> None:
+    def __init__(self, send: Send, late: Callable[[], bytes]) -> None:
         self._send = send
         self._late = late
         self._loop = asyncio.get_running_loop()
@@ -52,7 +48,7 @@ class Writer:
         self._size = 0
         self._chunks: deque[list[Part]] = deque()
         self._due = False
-        self._rest: asyncio.Task[None] | None = None
+        self._room: asyncio.Future[None] | None = None
         self._closed = False
         self.sent = 0
 
@@ -60,14 +56,18 @@ class Writer:
         """Queue one record."""
         self._parts.append(record)
         self._queued(len(record))
-        if not self._due:
-            self._due = True
-            self._loop.call_soon(self.flush)
+        self.expect()
 
     def put_parts(self, size: int, *parts: Part) -> None:
         """Queue one record of `size` bytes, in several buffers, until `flush`."""
         self._parts.extend(parts)
         self._queued(size)
+
+    def expect(self) -> None:
+        """Send what this turn of the loop leads to in the next one, at its end."""
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self.flush)
 
     def later(self) -> None:
         """Ask for `late` with the next WebSocket message, or soon if there is none.
@@ -104,35 +104,38 @@ class Writer:
     async def flushed(self) -> None:
         """Wait until everything queued has been handed to the WebSocket."""
         self.flush()
-        if self._rest is not None:
-            await asyncio.wait([self._rest])
+        while self._room is not None:
+            await asyncio.wait([self._room])
 
     async def close(self) -> None:
         """Send nothing more. May be called twice."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._rest is not None:
-            self._rest.cancel()
-            await asyncio.wait([self._rest])
+        if self._room is not None:
+            self._room.cancel()
+            await asyncio.wait([self._room])
 
     def flush(self) -> None:
-        """Send what is queued now, as far as the WebSocket has room."""
+        """Send what is queued now, as far as there is room."""
         self._due = True  # what is put meanwhile needs no callback
         try:
-            while not self._closed and self._rest is None and (data := self._next()):
+            while not self._closed and self._room is None and (data := self._next()):
                 self.sent += len(data)
-                sending = self._send(data)
-                try:
-                    waits_for = sending.send(None)
-                except StopIteration:
-                    continue
-                rest = self._send_rest(_go_on(sending, waits_for))
-                self._rest = self._loop.create_task(rest)
+                self._room = self._send(data)
+                if self._room is not None:
+                    self._room.add_done_callback(self._has_room)
         except ConnectionError:
             self._closed = True
         finally:
             self._due = False
+
+    def _has_room(self, room: asyncio.Future[None]) -> None:
+        self._room = None
+        if room.cancelled() or room.exception() is not None:
+            self._closed = True
+        else:
+            self.flush()
 
     def _next(self) -> bytes:
         """Return the next WebSocket message, empty if there is none."""
@@ -145,17 +148,20 @@ class Writer:
         self._size = 0
         return b"".join(parts)
 
-    async def _send_rest(self, sending: Sending) -> None:
+
+def in_steps(send: Callable[[bytes], Sending]) -> Send:
+    """Begin to send at once what takes a coroutine; a task finishes it, if need be."""
+    loop = asyncio.get_running_loop()
+
+    def begin(message: bytes) -> asyncio.Future[None] | None:
+        sending = send(message)
         try:
-            with suppress(ConnectionError):
-                await sending
-                while data := self._next():
-                    self.sent += len(data)
-                    await self._send(data)
-                return
-            self._closed = True
-        finally:
-            self._rest = None
+            waits_for = sending.send(None)
+        except StopIteration:
+            return None
+        return loop.create_task(_go_on(sending, waits_for))
+
+    return begin
 
 
 @types.coroutine

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import hashlib
+import os
 import re
 import ssl
 
-import aiohttp
-
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_NO_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
+"""What OpenSSL calls an answer that is no TLS."""
 
 
 def parse_fingerprint(text: str) -> str:
@@ -26,33 +29,77 @@ def parse_fingerprint(text: str) -> str:
     return digits
 
 
-def trust(fingerprint: str | None, verify: bool) -> bool | aiohttp.Fingerprint:
-    """Return which certificates are trusted, in aiohttp's words.
+class FingerprintError(ssl.SSLCertVerificationError):
+    """A certificate is not the pinned one.
 
-    aiohttp compares a pinned one after the handshake and before it sends a request,
-    so that a stranger sees no token.
+    Args:
+        expected: fingerprint of the pinned one.
+        got: fingerprint of the one that was shown.
     """
-    return aiohttp.Fingerprint(bytes.fromhex(fingerprint)) if fingerprint else verify
 
-
-def explain(error: Exception, url: str) -> str:
-    """Say why a connection failed, and what to do where it is about TLS."""
-    if isinstance(error, aiohttp.ServerFingerprintMismatch):
-        return (
-            f"its certificate has the SHA-256 fingerprint {error.got.hex()}, and "
-            f"{error.expected.hex()} is expected. Either it has a new certificate "
-            "(compare `academy exchange status` on its machine), or this is not it"
+    def __init__(self, expected: str, got: str) -> None:
+        text = (
+            f"its certificate has the SHA-256 fingerprint {got}, and {expected} is "
+            "expected. Either it has a new certificate (compare `academy exchange "
+            "status` on its machine), or this is not it"
         )
-    reason = str(error) or type(error).__name__
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        super().__init__(ssl.SSL_ERROR_SSL, text)
+
+
+@functools.cache
+def trust(fingerprint: str | None, verify: bool) -> ssl.SSLContext:
+    """Return a context that trusts one certificate, those of authorities, or any.
+
+    A pinned one is compared as the last step of the handshake, before anything is
+    sent over the connection: a stranger sees no token.
+    """
+    if fingerprint is None and verify:
+        return ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if fingerprint is not None:
+        pinned = type("Pinned", (_PinnedConnection,), {"fingerprint": fingerprint})
+        context.sslobject_class = pinned
+    return context
+
+
+class _PinnedConnection(ssl.SSLObject):
+    """A TLS connection to whoever has the certificate of its class."""
+
+    fingerprint: str
+
+    def do_handshake(self) -> None:
+        super().do_handshake()
+        shown = self.getpeercert(binary_form=True) or b""
+        got = hashlib.sha256(shown).hexdigest()
+        if got != self.fingerprint:
+            raise FingerprintError(self.fingerprint, got)
+
+
+def explain(error: Exception, url: str, *, hung_up: bool = False) -> str:
+    """Say why a connection failed, and what to do where it is about TLS.
+
+    Args:
+        error: of the connection.
+        url: that it was made to.
+        hung_up: whether the other side has ended it without an answer.
+    """
+    cause = error if isinstance(error, ssl.SSLError) else error.__cause__
+    if isinstance(cause, FingerprintError):
+        return str(cause)
+    if isinstance(cause, ssl.SSLCertVerificationError):
         return (
-            f"{error.certificate_error}. Pin its certificate with fingerprint=… or "
+            f"{cause}. Pin its certificate with fingerprint=… or "
             "ACADEMY_EXCHANGE_FINGERPRINT (`academy exchange status` on its machine "
             "shows it), or name your authority in SSL_CERT_FILE"
         )
-    if isinstance(error, aiohttp.ClientSSLError) and _got_no_tls(error):
+    if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
         return f"it does not speak TLS; is its url http://{url.partition('//')[2]}?"
-    hung_up = isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError)
+    reason = str(error) or type(error).__name__
+    if isinstance(error, ConnectionError) and error.errno:
+        reason = f"{os.strerror(error.errno)} ({error.strerror})"
+    hung_up = hung_up or isinstance(error, ConnectionResetError)
     if hung_up and url.startswith("http:"):
         return (
             f"{reason}. If it speaks TLS, its url is https://{url.partition('//')[2]}"
@@ -67,12 +114,3 @@ def break_off(transport: asyncio.Transport | None) -> None:
     """
     if transport is not None:
         transport.abort()
-
-
-def _got_no_tls(error: BaseException) -> bool:
-    cause = error.__cause__
-    return isinstance(cause, ssl.SSLError) and cause.reason in (
-        "WRONG_VERSION_NUMBER",
-        "RECORD_LAYER_FAILURE",
-        "PACKET_LENGTH_TOO_LONG",
-    )

@@ -61,7 +61,8 @@ class Pauses:
         """
         if asyncio.get_running_loop().time() + self._pause > self._deadline:
             if isinstance(trouble, Exception):
-                trouble = explain(trouble, self._url)
+                hung_up = isinstance(trouble, aiohttp.ServerDisconnectedError)
+                trouble = explain(trouble, self._url, hung_up=hung_up)
             raise ExchangeConnectionError(self._url, trouble)
         # Jitter: the workers of a campaign do not come back all at once.
         await asyncio.sleep(self._pause * random.uniform(0.5, 1))
