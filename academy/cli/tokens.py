@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from academy.exchange.cloud.config import AuthConfig
-    from academy.exchange.cloud.security.auth import Authority
+    from academy.exchange.cloud.security.auth import Credentials, TokenAuthority
 
 Config = Annotated[
     Path | None,
@@ -34,13 +36,16 @@ def token(
     """
     import getpass
 
-    from academy.exchange.cloud.security.auth import DEFAULT_NAMESPACE, TokenAuthority
+    from academy.exchange.cloud.security.auth import DEFAULT_NAMESPACE
 
-    authority = _auth(config).authority()
-    assert isinstance(authority, TokenAuthority)
     space = namespace or user or DEFAULT_NAMESPACE
     name = user or getpass.getuser()
-    typer.echo(authority.user_token(name, space, lifetime))
+
+    async def issue() -> str:
+        async with _authority(config) as authority:
+            return authority.user_token(name, space, lifetime)
+
+    typer.echo(asyncio.run(issue()))
 
 
 def revoke(
@@ -55,28 +60,57 @@ def revoke(
     namespace: Annotated[
         str | None, typer.Option(help="Of the user. Default: all.")
     ] = None,
+    lift: Annotated[
+        bool,
+        typer.Option("--lift", help="Let a revoked --user log in again."),
+    ] = False,
     config: Config = None,
 ) -> None:
-    """Make tokens void, and cut who is connected with them.
+    """Make tokens void, cut who is connected with them, and keep users from logging in.
 
-    Running exchanges notice within a second.
+    Running exchanges notice within a second. Whoever you give a new token is let in;
+    by Globus Auth a revoked user is after --lift only.
     """
     from uuid import UUID
 
     if [user, mailbox, token].count(None) != 2:
         raise typer.BadParameter("name one of --user, --mailbox and --token.")
-    _, revocations = _auth(config).files()
-    if user is not None:
-        revocations.add("user", user, namespace)
-        where = f"in the namespace {namespace}" if namespace else "in all namespaces"
-        typer.echo(f"Revoked {user} {where}.")
+    if lift and user is None:
+        raise typer.BadParameter(
+            "--lift goes with --user: the others are void for ever."
+        )
+    if lift:
+        asyncio.run(_lift(config, str(user), namespace))
+        typer.echo(f"{user} may log in again; older tokens stay void.")
+    elif user is not None:
+        asyncio.run(_revoke(config, "user", user, namespace))
+        where = f"the namespace {namespace}" if namespace else "all namespaces"
+        typer.echo(f"Revoked {user} in {where}.")
     elif mailbox is not None:
-        revocations.add("mailbox", UUID(mailbox).hex)
+        asyncio.run(_revoke(config, "mailbox", UUID(mailbox).hex))
         typer.echo(f"Revoked the mailbox {UUID(mailbox)}.")
     elif token is not None:
         token_id = _token_id(token)
-        revocations.add("token", token_id)
+        asyncio.run(_revoke(config, "token", token_id))
         typer.echo(f"Revoked the token {token_id}.")
+
+
+async def _revoke(
+    config: Path | None,
+    kind: Literal["user", "mailbox", "token"],
+    name: str,
+    namespace: str | None = None,
+) -> None:
+    async with _authority(config) as authority:
+        await authority.revocations.add(kind, name, namespace)
+
+
+async def _lift(config: Path | None, user: str, namespace: str | None) -> None:
+    async with _authority(config) as authority:
+        try:
+            await authority.revocations.lift(user, namespace)
+        except LookupError as error:
+            raise typer.BadParameter(str(error)) from error
 
 
 def _token_id(given: str) -> str:
@@ -107,34 +141,44 @@ def rotate_key(
 
     Running exchanges notice within a second.
     """
-    auth = _auth(config)
-    keys, _ = auth.files()
-    before = auth.authority()
-    keys.rotate(drop_older=drop_older)
-    _sign_remembered(before, auth.authority())
-    left = len(keys.keys) - 1
-    typer.echo(f"The key {next(iter(keys.keys))} signs; {left} older ones verify.")
+    from academy.exchange.cloud.credentials import remember
+
+    async def rotate() -> str:
+        async with _authority(config) as authority:
+            held = _remembered(authority)
+            await authority.keys.rotate(drop_older=drop_older)
+            for url, by in held.items():
+                remember(url, token=authority.user_token(by.subject, by.namespace))
+            left = len(authority.keys.keys) - 1
+            return f"The key {authority.key_id} signs; {left} older ones verify."
+
+    typer.echo(asyncio.run(rotate()))
 
 
-def _sign_remembered(before: Authority, after: Authority) -> None:
-    """Replace the tokens that programs of this user find by those of a new key."""
+def _remembered(authority: TokenAuthority) -> dict[str, Credentials]:
+    """Return whose tokens programs of this user find, by url of this exchange."""
     from academy.exception import UnauthorizedError
-    from academy.exchange.cloud.credentials import known_exchanges, remember
+    from academy.exchange.cloud.credentials import known_exchanges
 
+    held = {}
     for url, facts in known_exchanges().items():
-        try:
-            held = before.verify(facts.get("token"))
-        except UnauthorizedError:
-            continue  # of another exchange
-        token = after.user_token(held.subject, held.namespace)
-        remember(url, token=token)
+        with suppress(UnauthorizedError):  # it is another exchange's
+            held[url] = authority.verify(facts.get("token"))
+    return held
 
 
-def _auth(config: Path | None) -> AuthConfig:
+@asynccontextmanager
+async def _authority(config: Path | None) -> AsyncIterator[TokenAuthority]:
+    """Open what an exchange issues and checks tokens with."""
     from academy.exchange.cloud.config import ExchangeServingConfig
+    from academy.exchange.cloud.security.auth import TokenAuthority
 
     settings = ExchangeServingConfig.settings(config)
-    auth = settings.validate(ExchangeServingConfig).auth
-    if auth.method == "none":
+    authority = settings.validate(ExchangeServingConfig).authority()
+    if not isinstance(authority, TokenAuthority):
         raise typer.BadParameter("this exchange asks for no token (auth.method).")
-    return auth
+    try:
+        await authority.refresh()
+        yield authority
+    finally:
+        await authority.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from hypothesis import assume, given, strategies as st
 
 from academy.exception import UnauthorizedError
 from academy.exchange.cloud.security.auth import NAMESPACE, Credentials, TokenAuthority
-from academy.exchange.cloud.security.keys import KeyFile
-from academy.exchange.cloud.security.revocations import RevocationFile
+from academy.exchange.cloud.security.auth_store import FileAuthStore
+from academy.exchange.cloud.security.keys import KeySet
+from academy.exchange.cloud.security.revocations import Revocations
 
 KEY, OTHER_KEY = "k" * 64, "o" * 64
 ME, OTHER = UUID(int=1).bytes, UUID(int=2).bytes
@@ -25,10 +25,10 @@ ME, OTHER = UUID(int=1).bytes, UUID(int=2).bytes
 
 def authority_of(key: str) -> TokenAuthority:
     """Make an authority whose only key is called "k"."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "key"
-        path.write_text(json.dumps({"keys": [{"kid": "k", "k": key}]}))
-        return TokenAuthority(KeyFile(path), RevocationFile(Path(folder) / "revoked"))
+    store = FileAuthStore(Path("/nowhere/key"))
+    keys = KeySet(store)
+    keys.load(json.dumps({"keys": [{"kid": "k", "k": key}]}))
+    return TokenAuthority(keys, Revocations(store))
 
 
 AUTHORITY = authority_of(KEY)

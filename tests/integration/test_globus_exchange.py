@@ -154,6 +154,27 @@ async def test_tokens_that_are_not_for_this_exchange_are_refused(
     assert "nonsense" not in exchange.log.read_text()
 
 
+async def test_a_revoked_user_logs_in_again_when_that_is_lifted_and_not_before(
+    people: People, globus: GlobusAuth, exchange: ExchangeServer
+) -> None:
+    async with await people(ADA).create_user_client():
+        pass
+    exchange.academy("revoke", "--user", ADA)
+    with pytest.raises(ForbiddenError, match=f"{ADA} is revoked here"):
+        await people(ADA).create_user_client()
+    async with V1Client(exchange.url, entity("user"), globus.token(ADA)) as old:
+        while (await old.ask("POST", "/mailbox", mailbox=old.mailbox))[0] != 403:
+            await asyncio.sleep(0.05)  # until the exchange has noticed
+        async with await people(EVE).create_user_client():
+            pass
+
+        exchange.academy("revoke", "--user", ADA, "--lift")
+        async with await people(ADA).create_user_client():
+            pass
+        while (await old.ask("POST", "/mailbox", mailbox=old.mailbox))[0] != 200:
+            await asyncio.sleep(0.05)
+
+
 async def test_others_go_on_while_globus_takes_its_time(
     globus: GlobusAuth, exchange: ExchangeServer
 ) -> None:

@@ -21,7 +21,8 @@ from academy.exchange.cloud import protocol
 from academy.exchange.cloud.config import ExchangeServingConfig
 from academy.exchange.cloud.credentials import known_exchanges
 from academy.exchange.cloud.operations.daemon import daemons
-from academy.exchange.cloud.security.keys import KeyFile
+from academy.exchange.cloud.security.auth import TokenAuthority
+from academy.exchange.cloud.security.keys import KeySet
 from academy.exchange.transport import AgentRegistration
 from academy.launch import AgentSpec
 from academy.logging.configs.file import FileLogging
@@ -57,9 +58,9 @@ def exchange(tmp_path: Path, redis: Redis) -> Iterator[ExchangeServer]:
         yield server
 
 
-def secrets_in(text: str, key_file: Path) -> list[str]:
-    keys = KeyFile(key_file).keys.values()
-    known = [secret for secret in (PASSWORD, *keys) if secret in text]
+def secrets_in(text: str, keys: KeySet) -> list[str]:
+    assert keys.keys
+    known = [secret for secret in (PASSWORD, *keys.keys.values()) if secret in text]
     return known + TOKEN.findall(text)
 
 
@@ -94,7 +95,7 @@ async def renewed_and_revoked(exchange: ExchangeServer) -> tuple[str, str]:
         fresh = protocol.read_tokens(await eve.next(protocol.TOKENS))[b""]
         again = protocol.read_tokens(await eve.next(protocol.TOKENS))[b""]
         assert fresh != again
-        exchange.revocations.add("user", "eve")
+        await exchange.revoke("user", "eve")
         await eve.closed()
     return token, again
 
@@ -113,7 +114,7 @@ def things_of(
     return [
         *(factory, registration, spec, client, client._transport, manager),
         *(config, config.auth, config.backend, config.backend.redis()),
-        *(authority, KeyFile(exchange.key_file), exchange.revocations),
+        *(authority, exchange.keys, exchange.revocations),
         authority.verify(registration.token),
         ExchangeServingConfig.settings(exchange.config_file).describe(config),
     ]
@@ -162,11 +163,11 @@ async def test_a_campaign_tells_no_secret(
     assert any("Handshake" in type(one).__name__ for one in chain(errors[0]))
     assert sum("academy.exchange.cloud" in command for command in commands) == 1
     assert any("multiprocessing" in command for command in commands)
-    found = {name: secrets_in(text, exchange.key_file) for name, text in texts.items()}
+    found = {name: secrets_in(text, exchange.keys) for name, text in texts.items()}
     assert {name: secrets for name, secrets in found.items() if secrets} == {}
 
 
-def test_commands_tell_no_secret(academy_home: Path, redis: Redis) -> None:
+async def test_commands_tell_no_secret(academy_home: Path, redis: Redis) -> None:
     """An exchange in the background, and how a token of it is revoked."""
     command = [str(Path(sys.executable).with_name("academy")), "exchange"]
     config = academy_home.parent / "exchange.toml"
@@ -187,5 +188,8 @@ def test_commands_tell_no_secret(academy_home: Path, redis: Redis) -> None:
 
     assert "academy.exchange.cloud --config" in line
     facts = json.dumps(known_exchanges())
-    key_file = academy_home / "exchange.key"
-    assert secrets_in(line + said + facts + shown(daemon), key_file) == []
+    authority = ExchangeServingConfig.from_toml(config).authority()
+    assert isinstance(authority, TokenAuthority)
+    await authority.refresh()
+    await authority.close()
+    assert secrets_in(line + said + facts + shown(daemon), authority.keys) == []

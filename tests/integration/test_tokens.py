@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,7 +20,6 @@ from academy.exchange import (
 )
 from academy.exchange.cloud import protocol
 from academy.exchange.cloud.security.auth import Credentials, TokenAuthority
-from academy.exchange.cloud.security.keys import KeyFile
 from academy.exchange.transport import AgentRegistration
 from academy.handle import Handle
 from academy.message import Message, SuccessResponse
@@ -140,7 +137,7 @@ async def test_a_revoked_user_is_cut_at_once_and_so_are_the_users_agents(
         client = await ada.create_user_client()
         registration = await client.register_agent(Adder)
         async with ponger(ada, registration) as agent:
-            exchange.revocations.add("user", "ada")
+            await exchange.revoke("user", "ada")
 
             lost = await asyncio.wait_for(agent.lost, 30)
             assert isinstance(lost, UnauthorizedError)
@@ -159,7 +156,7 @@ async def test_a_revoked_mailbox_alone_is_cut_from_a_connection(
     async with await factory.create_user_client() as client:
         bad, good = await client.register_agents([(Adder, "bad"), (Adder, "good")])
         async with ponger(factory, bad) as first, ponger(factory, good) as second:
-            exchange.revocations.add("mailbox", bad.agent_id.uid.hex)
+            await exchange.revoke("mailbox", bad.agent_id.uid.hex)
 
             lost = await asyncio.wait_for(first.lost, 30)
             assert isinstance(lost, UnauthorizedError)
@@ -178,7 +175,7 @@ async def test_a_revoked_agent_leaves_those_that_share_its_connection_alone(
         bad, good = await client.register_agents([(Adder, "bad"), (Adder, "good")])
         factory = exchange.factory()
         async with ponger(factory, bad) as first, ponger(factory, good) as second:
-            exchange.revocations.add("mailbox", bad.agent_id.uid.hex)
+            await exchange.revoke("mailbox", bad.agent_id.uid.hex)
 
             lost = await asyncio.wait_for(first.lost, 30)
             assert isinstance(lost, UnauthorizedError)
@@ -198,7 +195,7 @@ async def test_who_is_revoked_does_not_go_on_as_whoever_shares_the_connection(
         (own,) = await client.call("register", mailboxes=[item])
         await client.attach(uid, own)
         await client.call("status", uid=uid.hex, **{"as": uid.hex})
-        exchange.revocations.add("mailbox", uid.hex)
+        await exchange.revoke("mailbox", uid.hex)
         await client.next(protocol.LOST)
 
         with pytest.raises(UnauthorizedError, match="revoked"):
@@ -222,7 +219,7 @@ async def test_nobody_makes_calls_as_a_mailbox_of_somebody_else(
 
 async def test_a_revocation_survives_a_restart(exchange: ExchangeServer) -> None:
     token = exchange.authority.user_token("ada")
-    exchange.revocations.add("user", "ada")
+    await exchange.revoke("user", "ada")
     await exchange.restart()
     with pytest.raises(UnauthorizedError, match="revoked"):
         await exchange.factory(token=token).create_user_client()
@@ -238,7 +235,7 @@ async def test_a_stream_of_protocol_v1_is_broken_off_when_its_user_is_revoked(
             old.ask("GET", "/message", mailbox=old.mailbox, timeout=60)
         )
         await old.must("GET", "/mailbox", mailbox=old.mailbox)
-        exchange.revocations.add("user", "ada")
+        await exchange.revoke("user", "ada")
         # aiohttp asks again when a connection that it has used before breaks.
         status, text = await waiting
     assert status == 403
@@ -260,7 +257,7 @@ async def test_a_running_exchange_takes_a_new_key_and_its_clients_go_along(
     ):
         registration = await client.register_agent(Adder)
         async with ponger(factory, registration) as agent:
-            KeyFile(exchange.key_file).rotate()
+            await exchange.keys.rotate()
             new = exchange.authority
             while True:  # until the exchange has noticed
                 fresh = protocol.read_tokens(await raw.next(protocol.TOKENS))
@@ -284,7 +281,7 @@ async def test_dropping_a_key_that_was_stolen_cuts_all_that_it_has_signed(
 ) -> None:
     token = exchange.authority.user_token("tester")
     async with RawClient(exchange.url, token) as client:
-        KeyFile(exchange.key_file).rotate(drop_older=True)
+        await exchange.keys.rotate(drop_older=True)
         code, reason = await client.closed()
     assert code == aiohttp.WSCloseCode.POLICY_VIOLATION
     assert "revoked" in reason
@@ -293,39 +290,20 @@ async def test_dropping_a_key_that_was_stolen_cuts_all_that_it_has_signed(
 # --- the command
 
 
-def run(
-    exchange: ExchangeServer, *arguments: str, stdin: str = ""
-) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("academy")), "exchange", *arguments]
-    return subprocess.run(
-        [*command, "--config", str(exchange.config_file)],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def academy(exchange: ExchangeServer, *arguments: str, stdin: str = "") -> str:
-    done = run(exchange, *arguments, stdin=stdin)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
 def test_a_token_for_another_person_is_of_a_namespace_of_their_own(
     exchange: ExchangeServer,
 ) -> None:
     authority = exchange.authority
-    ada = academy(exchange, "token", "--user", "ada")
-    team = academy(exchange, "token", "--user", "ada", "--namespace", "team")
-    mine = authority.verify(academy(exchange, "token"))
+    ada = exchange.academy("token", "--user", "ada")
+    team = exchange.academy("token", "--user", "ada", "--namespace", "team")
+    mine = authority.verify(exchange.academy("token"))
 
     assert authority.verify(ada) == Credentials("ada", namespace="ada")
     assert authority.verify(team) == Credentials("ada", namespace="team")
     assert mine.namespace == "default"
 
 
-def test_the_command_revokes_a_user_a_mailbox_and_a_token(
+async def test_the_command_revokes_a_user_a_mailbox_and_a_token(
     exchange: ExchangeServer,
 ) -> None:
     authority = exchange.authority
@@ -334,48 +312,62 @@ def test_the_command_revokes_a_user_a_mailbox_and_a_token(
     uid = uuid4()
     mailbox = authority.verify(authority.mailbox_token(uid.bytes, Credentials("eve")))
 
-    revoked = academy(exchange, "revoke", "--token", held.token_id)
+    revoked = exchange.academy("revoke", "--token", held.token_id)
     assert revoked == f"Revoked the token {held.token_id}."
-    authority.refresh()
+    await authority.refresh()
     assert authority.is_void(held)
-    assert academy(exchange, "revoke", "--mailbox", str(uid)).endswith(f"{uid}.")
-    authority.refresh()
+    assert exchange.academy("revoke", "--mailbox", str(uid)).endswith(f"{uid}.")
+    await authority.refresh()
     assert authority.is_void(mailbox)
     assert UUID(bytes=mailbox.mailbox) == uid
     bob = authority.verify(authority.user_token("bob"))
-    assert "bob in all namespaces" in academy(exchange, "revoke", "--user", "bob")
-    authority.refresh()
+    assert "bob in all namespaces" in exchange.academy("revoke", "--user", "bob")
+    await authority.refresh()
     assert authority.is_void(bob)
 
 
-def test_the_command_takes_the_text_of_a_token_from_standard_input_only(
+async def test_the_command_takes_the_text_of_a_token_from_standard_input_only(
     exchange: ExchangeServer,
 ) -> None:
     authority = exchange.authority
     token = authority.user_token("ada")
     held = authority.verify(token)
 
-    refused = run(exchange, "revoke", "--token", token)
-    authority.refresh()
-    assert refused.returncode != 0
-    assert held.token_id in refused.stderr
-    assert token not in refused.stderr
+    refused = exchange.academy("revoke", "--token", token, fails=True)
+    await authority.refresh()
+    assert held.token_id in refused
+    assert token not in refused
     assert not authority.is_void(held)
 
-    senseless = run(exchange, "revoke", "--token", "-", stdin="no token\n")
-    assert senseless.returncode != 0
-    assert "no token" in senseless.stderr
+    senseless = exchange.academy(
+        "revoke", "--token", "-", stdin="no token\n", fails=True
+    )
+    assert "no token" in senseless
 
-    shown = academy(exchange, "revoke", "--token", "-", stdin=f"{token}\n")
-    authority.refresh()
+    shown = exchange.academy("revoke", "--token", "-", stdin=f"{token}\n")
+    await authority.refresh()
     assert shown == f"Revoked the token {held.token_id}."
     assert authority.is_void(held)
 
 
 def test_the_command_rotates_keys(exchange: ExchangeServer) -> None:
     old = exchange.authority.user_token("ada")
-    assert "1 older ones verify" in academy(exchange, "rotate-key")
+    assert "1 older ones verify" in exchange.academy("rotate-key")
     assert exchange.authority.verify(old).subject == "ada"
-    assert "0 older ones verify" in academy(exchange, "rotate-key", "--drop-older")
+    assert "0 older ones verify" in exchange.academy("rotate-key", "--drop-older")
     with pytest.raises(UnauthorizedError):
         exchange.authority.verify(old)
+
+
+def test_the_command_lifts_the_revocation_of_a_user_who_is_revoked(
+    exchange: ExchangeServer,
+) -> None:
+    exchange.academy("revoke", "--user", "ada")
+    said = exchange.academy("revoke", "--user", "eve", "--lift", fails=True)
+    assert "'eve' is not revoked. Revoked: ada (in all namespaces)" in said
+    said = exchange.academy("revoke", "--token", "5e1f", "--lift", fails=True)
+    assert "--lift goes with --user" in said
+
+    assert "ada may log in" in exchange.academy("revoke", "--user", "ada", "--lift")
+    said = exchange.academy("revoke", "--user", "ada", "--lift", fails=True)
+    assert "Revoked: nobody" in said

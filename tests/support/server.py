@@ -14,13 +14,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from academy.exchange import ExchangeClientConfig, HttpExchangeFactory
-from academy.exchange.cloud.config import AuthConfig
+from academy.exchange.cloud.config import ExchangeServingConfig
 from academy.exchange.cloud.credentials import known_exchanges
 from academy.exchange.cloud.security.auth import TokenAuthority
-from academy.exchange.cloud.security.revocations import RevocationFile
+from academy.exchange.cloud.security.auth_store import FileAuthStore
+from academy.exchange.cloud.security.keys import KeySet, with_new_key
+from academy.exchange.cloud.security.revocations import Revocations
+from academy.home import write_private
 
 START_TIMEOUT = 60.0
 
@@ -48,7 +51,8 @@ class ExchangeServer:
     Args:
         folder: for its configuration, database and log.
         tls: speak https; proxies that look at what passes can make nothing of it.
-        config: keys, and sections such as `limits={"max_message_bytes": 9}`.
+        config: keys, and sections such as `limits={"max_message_bytes": 9}`; None is
+            for what is not to be set.
 
     Attributes:
         environment: what it gets in addition to the environment of the test.
@@ -79,6 +83,7 @@ class ExchangeServer:
             lines += [
                 f"{key} = {json.dumps(value, default=str)}"
                 for key, value in section.items()
+                if value is not None
             ]
         self.module = "academy.exchange.cloud"
         self.environment = {"ACADEMY_HOME": str(self.home)}
@@ -101,14 +106,49 @@ class ExchangeServer:
         return self.process.pid
 
     @property
-    def revocations(self) -> RevocationFile:
-        return AuthConfig(key_file=self.key_file).files()[1]
+    def revocations(self) -> Revocations:
+        return Revocations(FileAuthStore(self.key_file))
+
+    @property
+    def keys(self) -> KeySet:
+        """Its keys as they are now; made if it was not started yet."""
+        if not self.key_file.exists():
+            write_private(self.key_file, with_new_key())
+        keys = KeySet(FileAuthStore(self.key_file))
+        keys.load(self.key_file.read_text())
+        return keys
 
     @property
     def authority(self) -> TokenAuthority:
-        authority = AuthConfig(key_file=self.key_file).authority()
+        return TokenAuthority(self.keys, self.revocations)
+
+    def academy(self, *arguments: str, stdin: str = "", fails: bool = False) -> str:
+        """Run `academy exchange` with its configuration; return what it says."""
+        command = [str(Path(sys.executable).with_name("academy")), "exchange"]
+        done = subprocess.run(
+            [*command, *arguments, "--config", str(self.config_file)],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | self.environment | {"COLUMNS": "200", "NO_COLOR": "1"},
+        )
+        assert (done.returncode != 0) == fails, done.stderr
+        return (done.stderr if fails else done.stdout).strip()
+
+    async def revoke(
+        self,
+        kind: Literal["user", "mailbox", "token"],
+        name: str,
+        namespace: str | None = None,
+    ) -> None:
+        """Make tokens void, as `academy exchange revoke` does."""
+        authority = ExchangeServingConfig.from_toml(self.config_file).authority()
         assert isinstance(authority, TokenAuthority)
-        return authority
+        try:
+            await authority.revocations.add(kind, name, namespace)
+        finally:
+            await authority.close()
 
     def factory(self, port: int | None = None, **options: Any) -> HttpExchangeFactory:
         """Make a factory, at the port of a proxy if one is given."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import stat
 import time
@@ -27,8 +28,9 @@ from academy.exchange.cloud.security.auth import (
     OpenAuthority,
     TokenAuthority,
 )
-from academy.exchange.cloud.security.keys import KeyFile
-from academy.exchange.cloud.security.revocations import RevocationFile
+from academy.exchange.cloud.security.auth_store import REVOKED, FileAuthStore
+from academy.exchange.cloud.security.keys import KeySet
+from academy.exchange.cloud.security.revocations import Revocations
 
 KEY = "k" * 64
 URL = "http://127.0.0.1:8700"
@@ -44,10 +46,12 @@ def made(
     folder: Path, lifetimes: Lifetimes | None = None, key: str = KEY
 ) -> TokenAuthority:
     """Make an authority with one key, of id "k"."""
-    path = folder / "key"
-    keys = {"keys": [{"kty": "oct", "kid": "k", "k": key}]}
-    path.write_text(json.dumps(keys))
-    return TokenAuthority(KeyFile(path), RevocationFile(folder / "revoked"), lifetimes)
+    store = FileAuthStore(folder / "exchange.key")
+    text = json.dumps({"keys": [{"kty": "oct", "kid": "k", "k": key}]})
+    (folder / "exchange.key").write_text(text)
+    keys = KeySet(store)
+    keys.load(text)
+    return TokenAuthority(keys, Revocations(store), lifetimes)
 
 
 # --- tokens
@@ -188,56 +192,58 @@ def test_what_was_proven_elsewhere_gets_no_token_for_its_session(
 
 
 @pytest.fixture
-def revoked(tmp_path: Path, authority: TokenAuthority) -> RevocationFile:
+def revoked(tmp_path: Path, authority: TokenAuthority) -> Revocations:
     """The list as another process writes it."""
-    return RevocationFile(tmp_path / "revoked")
+    return Revocations(FileAuthStore(tmp_path / "exchange.key"))
 
 
-def test_a_revoked_user_takes_along_what_acts_for_the_user(
-    authority: TokenAuthority, revoked: RevocationFile
+async def test_a_revoked_user_takes_along_what_acts_for_the_user(
+    authority: TokenAuthority, revoked: Revocations
 ) -> None:
     ada = authority.verify(authority.user_token("ada", "space"))
     agent = authority.verify(authority.mailbox_token(ME, ada))
     child = authority.mailbox_token(OTHER, agent)
     session = authority.session_token(agent, b"one")
     eve = authority.user_token("eve", "space")
-    revoked.add("user", "ada", "space")
+    await revoked.add("user", "ada", "space")
     late = authority.mailbox_token(OTHER, ada)  # before the exchange has noticed
 
-    assert authority.refresh()
+    await authority.refresh()
+    assert authority.version == 1
     assert authority.is_void(ada)
     for token in (child, session, late):
         with pytest.raises(UnauthorizedError, match="was revoked"):
             authority.verify(token, b"one")
     assert authority.verify(eve).subject == "eve"
     assert authority.verify(authority.user_token("ada", "space")).subject == "ada"
-    assert not authority.refresh()
+    await authority.refresh()
+    assert authority.version == 1
 
 
-def test_a_user_is_revoked_in_one_namespace_or_in_all(
-    authority: TokenAuthority, revoked: RevocationFile
+async def test_a_user_is_revoked_in_one_namespace_or_in_all(
+    authority: TokenAuthority, revoked: Revocations
 ) -> None:
     here, there = (
         authority.verify(authority.user_token("ada", name)) for name in ("a", "b")
     )
-    revoked.add("user", "ada", "a")
-    authority.refresh()
+    await revoked.add("user", "ada", "a")
+    await authority.refresh()
     assert authority.is_void(here)
     assert not authority.is_void(there)
 
-    revoked.add("user", "ada")
-    authority.refresh()
+    await revoked.add("user", "ada")
+    await authority.refresh()
     assert authority.is_void(there)
 
 
-def test_a_revoked_token_takes_along_what_was_renewed_from_it(
-    authority: TokenAuthority, revoked: RevocationFile
+async def test_a_revoked_token_takes_along_what_was_renewed_from_it(
+    authority: TokenAuthority, revoked: Revocations
 ) -> None:
     first, second = (authority.user_token("ada") for _ in range(2))
     held = authority.verify(first)
     renewed = authority.session_token(held, b"one")
-    revoked.add("token", held.token_id)
-    authority.refresh()
+    await revoked.add("token", held.token_id)
+    await authority.refresh()
 
     for token in (first, renewed):
         with pytest.raises(UnauthorizedError, match="was revoked"):
@@ -245,13 +251,13 @@ def test_a_revoked_token_takes_along_what_was_renewed_from_it(
     assert authority.verify(second).subject == "ada"
 
 
-def test_a_revoked_mailbox_leaves_others_of_the_user_alone(
-    authority: TokenAuthority, revoked: RevocationFile
+async def test_a_revoked_mailbox_leaves_others_of_the_user_alone(
+    authority: TokenAuthority, revoked: Revocations
 ) -> None:
     ada = authority.verify(authority.user_token("ada"))
     mine, other = (authority.mailbox_token(uid, ada) for uid in (ME, OTHER))
-    revoked.add("mailbox", ME.hex())
-    authority.refresh()
+    await revoked.add("mailbox", ME.hex())
+    await authority.refresh()
 
     with pytest.raises(UnauthorizedError, match="was revoked"):
         authority.verify(mine)
@@ -259,63 +265,121 @@ def test_a_revoked_mailbox_leaves_others_of_the_user_alone(
     assert not authority.is_void(ada)
 
 
-def test_a_damaged_list_of_revocations_is_named_and_what_was_known_holds(
-    authority: TokenAuthority, revoked: RevocationFile
+async def test_a_damaged_list_of_revocations_is_named_and_what_was_known_holds(
+    authority: TokenAuthority, revoked: Revocations, tmp_path: Path
 ) -> None:
     held = authority.verify(authority.user_token("ada"))
-    revoked.add("user", "ada")
-    authority.refresh()
-    revoked.path.write_text("[")
+    await revoked.add("user", "ada")
+    await authority.refresh()
+    (tmp_path / "exchange.revoked").write_text("[")
 
     with pytest.raises(ValueError, match="revoked is no list of revocations"):
-        authority.refresh()
+        await authority.refresh()
     assert authority.is_void(held)
     with pytest.raises(ValueError, match="revoked is no list"):
-        RevocationFile(revoked.path)
+        await revoked.refresh()
+
+
+GLOBUS = Credentials("ada", namespace="ada")
+"""Of somebody who has proven elsewhere to be Ada."""
+
+
+async def test_a_revoked_user_does_not_log_in_until_that_is_lifted(
+    authority: TokenAuthority, revoked: Revocations
+) -> None:
+    before = authority.verify(await authority.admit(GLOBUS))
+    await revoked.add("user", "ada")
+    for _ in range(2):
+        with pytest.raises(UnauthorizedError, match="ada is revoked here"):
+            await authority.admit(GLOBUS)
+    assert authority.is_void(GLOBUS)
+    assert await authority.admit(Credentials("eve"))
+
+    await revoked.lift("ada")
+    assert authority.verify(await authority.admit(GLOBUS)).subject == "ada"
+    assert not authority.is_void(GLOBUS)
+    assert authority.is_void(before)
+
+
+async def test_a_revocation_is_lifted_where_it_holds(
+    authority: TokenAuthority, revoked: Revocations
+) -> None:
+    await revoked.add("user", "ada", "ada")
+    with pytest.raises(LookupError, match=r"in the namespace 'eve'.*ada \(ada\)"):
+        await revoked.lift("ada", "eve")
+    await revoked.lift("ada", "ada")
+    await authority.admit(GLOBUS)
+    await revoked.add("user", "ada")
+    with pytest.raises(UnauthorizedError):
+        await authority.admit(GLOBUS)
+
+
+async def test_who_is_revoked_while_logging_in_is_revoked(
+    authority: TokenAuthority, tmp_path: Path
+) -> None:
+    """The list is read before the token is made, and may be older than that."""
+
+    class Meanwhile(FileAuthStore):
+        async def read(self, name: str) -> str | None:
+            text = await super().read(name)
+            if name == REVOKED and text is None:
+                await Revocations(FileAuthStore(path)).add("user", "ada")
+            return text
+
+    path = tmp_path / "exchange.key"
+    authority = TokenAuthority(authority.keys, Revocations(Meanwhile(path)))
+    token = await authority.admit(GLOBUS)
+    await authority.refresh()
+    with pytest.raises(UnauthorizedError, match="was revoked"):
+        authority.verify(token)
 
 
 # --- keys
 
 
-def test_after_a_rotation_a_new_key_signs_and_older_ones_verify(
+async def test_after_a_rotation_a_new_key_signs_and_older_ones_verify(
     authority: TokenAuthority, tmp_path: Path
 ) -> None:
     old = authority.user_token("ada")
-    KeyFile(tmp_path / "key").rotate()
+    await KeySet(FileAuthStore(tmp_path / "exchange.key")).rotate()
 
-    assert authority.refresh()
+    await authority.refresh()
+    assert authority.version == 1
     new = authority.user_token("ada")
     assert authority.verify(old) == authority.verify(new)
     assert authority.verify(old).key_id == "k" != authority.verify(new).key_id
 
 
-def test_what_a_dropped_key_has_signed_is_void(
+async def test_what_a_dropped_key_has_signed_is_void(
     authority: TokenAuthority, tmp_path: Path
 ) -> None:
     token = authority.user_token("ada")
     held = authority.verify(token)
-    KeyFile(tmp_path / "key").rotate(drop_older=True)
-    authority.refresh()
+    await KeySet(FileAuthStore(tmp_path / "exchange.key")).rotate(drop_older=True)
+    await authority.refresh()
 
     assert authority.is_void(held)
     with pytest.raises(UnauthorizedError, match="there is no key k"):
         authority.verify(token)
 
 
-def test_a_key_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
+async def test_a_key_is_made_once_and_only_its_owner_can_read_it(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "new" / "key"
-    keys = KeyFile(path).keys
+    first, second = (KeySet(FileAuthStore(path)) for _ in range(2))
+    await asyncio.gather(first.refresh(), second.refresh())
 
-    assert KeyFile(path).keys == keys
-    assert len(keys) == 1
+    assert first.keys == second.keys
+    assert len(first.keys) == 1
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("content", ["", "{}", "0" * 64, '{"keys": [{"kid": "a"}]}'])
-def test_a_file_without_keys_is_named(tmp_path: Path, content: str) -> None:
+async def test_a_file_without_keys_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "key").write_text(content)
     with pytest.raises(ValueError, match=r"key holds no keys \(a JSON Web Key Set\)"):
-        KeyFile(tmp_path / "key")
+        await KeySet(FileAuthStore(tmp_path / "key")).refresh()
 
 
 # --- what they open

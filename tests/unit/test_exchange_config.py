@@ -330,30 +330,29 @@ async def test_a_store_lies_under_the_academy_home_unless_told_otherwise(
 
 
 def test_tokens_are_asked_for_unless_told_otherwise(file: Path) -> None:
-    assert isinstance(ExchangeServingConfig().auth.authority(), TokenAuthority)
+    assert isinstance(ExchangeServingConfig().authority(), TokenAuthority)
 
     for content in ("insecure = true\n", '[auth]\nmethod = "none"\n'):
         file.write_text(content)
         config = ExchangeServingConfig.from_toml(file)
-        assert isinstance(config.auth.authority(), OpenAuthority)
-        assert config.auth.user_token() is None
+        assert isinstance(config.authority(), OpenAuthority)
 
 
-def test_the_signing_key_is_made_once_and_only_its_owner_can_read_it(
+async def test_the_signing_key_is_made_once_and_only_its_owner_can_read_it(
     academy_home: Path, tmp_path: Path
 ) -> None:
     auth = ExchangeServingConfig().auth
-    token = auth.user_token()
-    again = ExchangeServingConfig().auth
-    key_file = academy_home / "exchange.key"
-
-    assert again.authority().verify(token).mailbox is None
-    assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
-
     other = auth.model_copy(update={"key_file": tmp_path / "other.key"})
+    first, again, another = (one.authority() for one in (auth, auth, other))
+    for authority in (first, again, another):
+        await authority.refresh()
+    token = first.user_token("ada")
+
+    assert again.verify(token).mailbox is None
     with pytest.raises(UnauthorizedError):
-        other.authority().verify(token)
-    assert stat.S_IMODE((tmp_path / "other.key").stat().st_mode) == 0o600
+        another.verify(token)
+    for key_file in (academy_home / "exchange.key", tmp_path / "other.key"):
+        assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
 
 
 def test_messages_in_redis_come_in_one_piece(tmp_path: Path) -> None:

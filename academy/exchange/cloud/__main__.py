@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import getpass
 import logging
 import os
 import shutil
@@ -12,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from aiohttp import web
 
@@ -98,14 +100,16 @@ async def serve(config: ExchangeServingConfig, until_parent_ends: bool) -> None:
         app[SERVER].namespaces.listening(url, digest)
         urls = [url, *_other_names(config.host, url)]
         fingerprint = certificate.fingerprint if certificate else None
-        _remember(config, urls, fingerprint)
+        announce = partial(remember, *urls, fingerprint=fingerprint, name=config.name)
+        authority, user = app[SERVER].authority, getpass.getuser()
+        announce(token=authority.user_token(user))
         if config.auth.method == "none":
             logger.warning("INSECURE: everybody who reaches %s may do everything", url)
         logger.info("exchange at %s, backend %s", url, config.backend.kind)
         print(url, flush=True)
         _notify(f"READY=1\nSTATUS=exchange at {url}")
         while not await _is_set_within(stop, config.auth.user_lifetime / 3):
-            _remember(config, urls, fingerprint)
+            announce(token=authority.user_token(user))
         logger.info("stopping: clients are told, for %s s at most", patience)
         _notify("STOPPING=1")
         forget(*urls)
@@ -113,14 +117,6 @@ async def serve(config: ExchangeServingConfig, until_parent_ends: bool) -> None:
         if watch is not None:
             watch.cancel()
         await _end(runner, patience)
-
-
-def _remember(
-    config: ExchangeServingConfig, urls: list[str], fingerprint: str | None
-) -> None:
-    """Leave what programs of this user need, with a token that is good for long."""
-    token = config.auth.user_token()
-    remember(*urls, token=token, fingerprint=fingerprint, name=config.name)
 
 
 async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:

@@ -77,7 +77,7 @@ class Server:
 
     def __init__(self, config: ExchangeServingConfig) -> None:
         self.config = config
-        self.authority: Authority = config.auth.authority()
+        self.authority: Authority = config.authority()
         self.namespaces = Namespaces(config.backend, config.broker_limits())
         self.operations = Operations(config.operations, self.namespaces, self.authority)
 
@@ -88,10 +88,12 @@ class Server:
 
     async def run(self, app: web.Application) -> AsyncIterator[None]:
         """Keep the stores open for as long as the application runs."""
+        await self.authority.refresh()
         await self.namespaces.open()
         app.on_shutdown.append(self._drain)
         yield
         await self.namespaces.close()
+        await self.authority.close()
 
     async def _drain(self, _: web.Application) -> None:
         """Confirm what has arrived and ask clients to connect anew.

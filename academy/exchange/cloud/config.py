@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +25,9 @@ from academy.exchange.cloud.security.auth import (
     OpenAuthority,
     TokenAuthority,
 )
-from academy.exchange.cloud.security.keys import KeyFile
-from academy.exchange.cloud.security.revocations import RevocationFile
+from academy.exchange.cloud.security.auth_store import AuthStore, FileAuthStore
+from academy.exchange.cloud.security.keys import KeySet
+from academy.exchange.cloud.security.revocations import Revocations
 from academy.exchange.mailbox import Limits
 from academy.home import get_academy_home, local_directory, private_directory
 
@@ -52,8 +52,9 @@ class AuthConfig(_Section):
         method: "token" (signed tokens), "globus" (these, and Globus Auth to log in),
             or "none" (everybody may do everything, which has to be asked for).
         key_file: the keys that sign tokens; made (mode 0600) where there are none.
-            What is revoked lies beside it (`exchange.revoked`). Default:
-            `exchange.key` under the Academy home.
+            What is revoked lies beside it (`exchange.revoked`), or in Redis where that
+            is the backend. Default: also in Redis there, and elsewhere `exchange.key`
+            under the Academy home.
         token_lifetime: seconds that the token of a connection is good for; it is
             renewed while the connection lives.
         reconnect_grace: seconds after that within which the connection may come back.
@@ -71,28 +72,29 @@ class AuthConfig(_Section):
     user_lifetime: float = Field(default=Lifetimes.user, gt=0)
     globus_cache: float = Field(default=30, ge=0)
 
-    def authority(self) -> Authority:
-        """Make the authority that this section describes."""
+    def authority(self, redis: RedisServer | None = None) -> Authority:
+        """Make the authority that this section describes; it is to be refreshed.
+
+        Args:
+            redis: what several servers share, if there are several.
+        """
         if self.method == "none":
             return OpenAuthority()
-        keys, revocations = self.files()
+        path = self.key_file or get_academy_home() / "exchange.key"
+        files = FileAuthStore(path.expanduser())
+        shared: AuthStore = files
+        if redis is not None:
+            from academy.exchange.cloud.security.redis_auth_store import RedisAuthStore
+
+            shared = RedisAuthStore(redis)
+        keys = KeySet(shared if self.key_file is None else files)
         lifetimes = Lifetimes(
             session=self.token_lifetime,
             launch=self.launch_lifetime,
             user=self.user_lifetime,
             grace=self.reconnect_grace,
         )
-        return TokenAuthority(keys, revocations, lifetimes)
-
-    def files(self) -> tuple[KeyFile, RevocationFile]:
-        """Open the files of keys and of revocations.
-
-        Raises:
-            ValueError: one of them holds something else.
-        """
-        path = self.key_file or get_academy_home() / "exchange.key"
-        path = path.expanduser()
-        return KeyFile(path), RevocationFile(path.with_suffix(".revoked"))
+        return TokenAuthority(keys, Revocations(shared), lifetimes)
 
     def globus(self) -> GlobusIdentities | None:
         """Make what asks Globus whose a token is, if that is asked.
@@ -105,13 +107,6 @@ class AuthConfig(_Section):
         from academy.exchange.cloud.globus.identities import GlobusIdentities
 
         return GlobusIdentities(self.globus_cache)
-
-    def user_token(self) -> str | None:
-        """Issue a token for the user who runs the exchange; None if none is needed."""
-        authority = self.authority()
-        if isinstance(authority, TokenAuthority):
-            return authority.user_token(getpass.getuser())
-        return None
 
 
 class BackendConfig(_Section):
@@ -268,6 +263,11 @@ class ExchangeServingConfig(_Section):
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     logger: LoggerConfig = Field(default_factory=LoggerConfig)
     operations: OperationsConfig = Field(default_factory=OperationsConfig)
+
+    def authority(self) -> Authority:
+        """Make what issues and checks tokens; it is to be refreshed, and closed."""
+        shared = self.backend.redis() if self.backend.kind == "redis" else None
+        return self.auth.authority(shared)
 
     def broker_limits(self) -> Limits:
         """Return the limits of a namespace, in the broker's words."""

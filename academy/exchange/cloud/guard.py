@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Callable, Collection
 
 from aiohttp import web
 
+from academy.exception import StorageError
 from academy.exchange.cloud.connection import Connection
 from academy.exchange.cloud.security.auth import Authority
 
 logger = logging.getLogger(__name__)
 
 INTERVAL = 1.0
-"""Seconds after which a revocation or a new key is noticed."""
+"""Seconds after which a revocation or a new key is noticed, if not at once."""
 
 
 class Guard:
@@ -50,17 +51,18 @@ class Guard:
     async def _work(self, renewal: float) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time() + renewal
+        seen = self._authority.version
         while True:
-            await asyncio.sleep(min(INTERVAL, renewal))
+            await self._authority.wait(min(INTERVAL, renewal))
             try:
-                # In a thread: the files may be on a file system that hangs.
-                changed = await asyncio.to_thread(self._authority.refresh)
-                if changed:
+                await self._authority.refresh()
+                if changed := self._authority.version != seen:
+                    seen = self._authority.version
                     await self._cut()
                 if changed or loop.time() >= due:
                     due = loop.time() + renewal
                     await self._renew()
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, StorageError) as error:
                 logger.error("what was known before still holds: %s", error)
             except Exception:
                 logger.exception("the guard failed, and goes on")

@@ -28,13 +28,12 @@ def add_route(
         try:
             if not token:
                 raise UnauthorizedError("an access token of Globus Auth is missing")
-            by = await globus.identify(token)
+            own = await authority.admit(await globus.identify(token))
         except UnauthorizedError as error:
             logger.warning("turned away %s: %s", request.remote, error)
             return v1_http.refusal(error, 403 if token else 401)
         except AcademyError as error:
             return v1_http.refusal(error)
-        own = authority.user_token(by.subject, by.namespace)
         return web.json_response({"token": own})
 
     app.router.add_post(protocol.LOGIN_PATH, log_in)

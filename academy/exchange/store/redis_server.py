@@ -11,6 +11,7 @@ from typing import Any
 
 from redis import exceptions
 from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -111,17 +112,20 @@ class RedisServer:
         digest = sha1(script.encode(), usedforsecurity=False).hexdigest()
         return await self._persist(self._run_once, script, digest, key, arguments)
 
-    async def write(self, script: str, key: str, *arguments: Any) -> None:
+    async def write(self, script: str, key: str, *arguments: Any) -> Any:
         """Run a script whose outcome has to be on the configured replicas as well."""
         if not self._replicas:
-            await self.run(script, key, *arguments)
-            return
+            return await self.run(script, key, *arguments)
         digest = sha1(script.encode(), usedforsecurity=False).hexdigest()
-        await self._persist(self._run_and_wait, script, digest, key, arguments)
+        return await self._persist(self._run_and_wait, script, digest, key, arguments)
 
     async def call(self, *command: Any) -> Any:
         """Run a command that may be run again when its answer was lost."""
         return await self._persist(self._execute, *command)
+
+    def pubsub(self) -> PubSub:
+        """Return a connection for messages of channels."""
+        return self._client.pubsub()
 
     async def close(self) -> None:
         """Close the connections. May be called twice."""
@@ -139,18 +143,19 @@ class RedisServer:
 
     async def _run_and_wait(
         self, script: str, digest: str, key: str, arguments: tuple[Any, ...]
-    ) -> None:
+    ) -> Any:
         # WAIT is about what its own connection has written.
         await self._execute("SCRIPT LOAD", script)
         pipeline = self._client.pipeline(transaction=False)
         queue: Callable[..., Any] = pipeline.execute_command
         queue("EVALSHA", digest, 1, key, *arguments)
         queue("WAIT", self._replicas, int(self._reply_timeout * 500))
-        _, replicas = await pipeline.execute()
+        result, replicas = await pipeline.execute()
         if replicas < self._replicas:
             raise exceptions.TryAgainError(
                 f"only {replicas} of {self._replicas} replicas have it"
             )
+        return result
 
     async def _persist(self, attempt: Command, *arguments: Any) -> Any:
         loop = asyncio.get_running_loop()

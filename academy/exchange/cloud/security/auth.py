@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from uuid import UUID
 
 import jwt
 from jwt.types import Options
 
-from academy.exception import UnauthorizedError
-from academy.exchange.cloud.security.keys import KeyFile
+from academy.exception import StorageError, UnauthorizedError
+from academy.exchange.cloud.security.keys import KeySet
 from academy.exchange.cloud.security.revocations import Revocations
 
 _ALGORITHM = "HS256"
@@ -101,6 +102,8 @@ class Authority(Protocol):
 
     renewal: float | None
     """Seconds after which the tokens of connections are renewed; None for never."""
+    version: int
+    """Grows with each change of keys and revocations that is known here."""
 
     @property
     def key_id(self) -> str:
@@ -129,8 +132,26 @@ class Authority(Protocol):
     def is_void(self, credentials: Credentials) -> bool:
         """Whether what was good once has been revoked."""
 
-    def refresh(self) -> bool:
-        """Learn what was revoked and which keys there are; return whether it is new."""
+    async def admit(self, by: Credentials) -> str | None:
+        """Issue a token for a user who has logged in elsewhere.
+
+        Raises:
+            UnauthorizedError: the user is revoked.
+            StorageError: it is not known who is.
+        """
+
+    async def refresh(self) -> None:
+        """Learn what was revoked and which keys there are; needed before the rest.
+
+        Raises:
+            StorageError, OSError, ValueError: what was known before still holds.
+        """
+
+    async def wait(self, seconds: float) -> None:
+        """Return after so long, or sooner if it is time to refresh."""
+
+    async def close(self) -> None:
+        """Let go of where keys and revocations are. May be called twice."""
 
 
 class TokenAuthority:
@@ -140,23 +161,28 @@ class TokenAuthority:
         keys: that sign and verify.
         revocations: what is void before its time.
         lifetimes: of tokens.
+
+    Attributes:
+        keys: the same.
+        revocations: the same.
     """
 
     def __init__(
         self,
-        keys: KeyFile,
+        keys: KeySet,
         revocations: Revocations,
         lifetimes: Lifetimes | None = None,
     ) -> None:
-        self._keys = keys
-        self._revocations = revocations
+        self.keys = keys
+        self.revocations = revocations
         self._lifetimes = lifetimes or Lifetimes()
         self.renewal: float | None = self._lifetimes.session / 3
+        self.version = 0
 
     @property
     def key_id(self) -> str:
         """Id of the key that signs now."""
-        return next(iter(self._keys.keys))
+        return next(iter(self.keys.keys))
 
     def user_token(
         self,
@@ -198,7 +224,7 @@ class TokenAuthority:
             )
         try:
             key_id = str(jwt.get_unverified_header(token).get("kid"))
-            key = self._keys.keys.get(key_id)
+            key = self.keys.keys.get(key_id)
             if key is None:
                 raise jwt.InvalidKeyError(f"there is no key {key_id:.20}")
             claims = jwt.decode(token, key, [_ALGORITHM], _UNTIMED, issuer=_ISSUER)
@@ -218,13 +244,36 @@ class TokenAuthority:
 
     def is_void(self, credentials: Credentials) -> bool:
         """Whether what was good once has been revoked, or its key dropped."""
-        known = credentials.key_id in ("", *self._keys.keys)
-        return not known or self._revocations.cover(credentials)
+        known = credentials.key_id in ("", *self.keys.keys)
+        return not known or self.revocations.cover(credentials)
 
-    def refresh(self) -> bool:
-        """Read keys and revocations again; return whether they have changed."""
-        changed = self._keys.refresh()
-        return self._revocations.refresh() or changed
+    async def admit(self, by: Credentials) -> str:
+        """Issue a token for a user who has logged in elsewhere."""
+        begun = time.time()  # what is revoked from now on counts for this token
+        try:
+            await self.refresh()
+        except (OSError, ValueError) as error:
+            raise StorageError(f"who is revoked is not known: {error}") from error
+        if self.is_void(by):
+            raise UnauthorizedError(
+                f"{by.subject} is revoked here: ask whoever runs the exchange"
+            )
+        return self._sign(replace(by, issued=begun), self._lifetimes.user)
+
+    async def refresh(self) -> None:
+        """Read keys and revocations again."""
+        changed = await self.keys.refresh()
+        if await self.revocations.refresh() or changed:
+            self.version += 1
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until it is time to refresh."""
+        await self.revocations.store.wait(seconds)
+
+    async def close(self) -> None:
+        """Let go of the stores of keys and revocations."""
+        await self.keys.store.close()
+        await self.revocations.store.close()
 
     def _sign(self, credentials: Credentials, lifetime: float, **claims: Any) -> str:
         now = time.time()
@@ -241,7 +290,7 @@ class TokenAuthority:
         if credentials.user:
             claims["user"] = credentials.user
         headers = {"kid": self.key_id}
-        return jwt.encode(claims, self._keys.keys[self.key_id], _ALGORITHM, headers)
+        return jwt.encode(claims, self.keys.keys[self.key_id], _ALGORITHM, headers)
 
 
 def _credentials(claims: dict[str, Any], key_id: str) -> Credentials:
@@ -268,6 +317,7 @@ class OpenAuthority:
     """Lets everybody do everything: for an exchange that was asked to be insecure."""
 
     renewal: float | None = None
+    version = 0
     key_id = ""
 
     def verify(self, token: str | None, session: bytes = b"") -> Credentials:
@@ -287,9 +337,18 @@ class OpenAuthority:
         """Nothing can be revoked."""
         return False
 
-    def refresh(self) -> bool:
+    async def admit(self, by: Credentials) -> None:
+        """Issue nothing: no token is needed."""
+
+    async def refresh(self) -> None:
         """Nothing is ever new."""
-        return False
+
+    async def wait(self, seconds: float) -> None:
+        """Nothing is ever new."""
+        await asyncio.sleep(seconds)
+
+    async def close(self) -> None:
+        """There is nothing to let go of."""
 
 
 def bearer(headers: Mapping[str, str]) -> str | None:

@@ -1,84 +1,88 @@
-"""The keys that sign tokens, in a file that running servers read again."""
+"""The keys that sign tokens, which running servers read again."""
 
 from __future__ import annotations
 
 import json
-import os
 import secrets
-from pathlib import Path
+from collections.abc import Mapping
 
-from academy.home import write_private
+from academy.exchange.cloud.security.auth_store import KEYS, AuthStore
 
 
-class WatchedFile:
-    """A file that somebody else may replace.
+class KeySet:
+    """Keys that sign tokens, the newest first; one is made where there are none.
+
+    They are kept as a JSON Web Key Set (RFC 7517). The first key signs, all of them
+    verify.
 
     Args:
-        path: of the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._seen: tuple[int, int, int] | None = None
-
-    def has_changed(self) -> bool:
-        """Whether the file was replaced since this was asked last."""
-        try:
-            found = os.stat(self.path)
-        except FileNotFoundError:
-            return False  # what was read from it holds
-        now = (found.st_ino, found.st_mtime_ns, found.st_size)
-        before, self._seen = self._seen, now
-        return now != before
-
-
-class KeyFile(WatchedFile):
-    """Keys that sign tokens, the newest first; made (mode 0600) where there are none.
-
-    The file is a JSON Web Key Set (RFC 7517). The first key signs, all of them verify.
+        store: where they are kept.
 
     Attributes:
-        keys: secrets by id.
-
-    Raises:
-        ValueError: the file holds no keys.
+        store: the same.
+        keys: secrets by id; none before the first `refresh`.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        if not path.exists():
-            self._write({})
+    def __init__(self, store: AuthStore) -> None:
+        self.store = store
         self.keys: dict[str, str] = {}
-        self.refresh()
+        self._text: str | None = None
 
-    def refresh(self) -> bool:
-        """Read the file again if it has changed; return whether it has."""
-        if not self.has_changed():
+    async def refresh(self) -> bool:
+        """Read the keys again; return whether they have changed.
+
+        Raises:
+            ValueError: what is there are no keys.
+        """
+        text = await self.store.read(KEYS)
+        if text is None and not self.keys:
+            text = await self.store.change(KEYS, _or_new)
+        # Of keys that are not there any more those that were read before hold.
+        return text is not None and self.load(text)
+
+    def load(self, text: str) -> bool:
+        """Take the keys of a text; return whether they are others than before."""
+        if text == self._text:
             return False
-        try:
-            found = json.loads(self.path.read_text())["keys"]
-            keys = {str(key["kid"]): str(key["k"]) for key in found}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{self.path} holds no keys (a JSON Web Key Set). Without it, a new "
-                "one is made, and all tokens are void."
-            ) from error
-        changed, self.keys = keys != self.keys, keys
-        return changed
+        before, self.keys = self.keys, self._parsed(text)
+        self._text = text
+        return self.keys != before
 
-    def rotate(self, *, drop_older: bool = False) -> None:
+    async def rotate(self, *, drop_older: bool = False) -> None:
         """Add a key that signs from now on; older ones verify what they have signed.
 
         Args:
             drop_older: forget these, so that all that they have signed is void.
         """
-        self._write({} if drop_older else self.keys)
-        self.refresh()
 
-    def _write(self, older: dict[str, str]) -> None:
-        keys = {secrets.token_hex(4): secrets.token_urlsafe(32), **older}
-        content = [
-            {"kty": "oct", "alg": "HS256", "kid": kid, "k": key}
-            for kid, key in keys.items()
-        ]
-        write_private(self.path, json.dumps({"keys": content}, indent=2))
+        def rotated(text: str | None) -> str:
+            return with_new_key({} if drop_older else self._parsed(text))
+
+        await self.store.change(KEYS, rotated)
+        await self.refresh()
+
+    def _parsed(self, text: str | None) -> dict[str, str]:
+        if text is None:
+            return {}
+        try:
+            found = json.loads(text)["keys"]
+            return {str(key["kid"]): str(key["k"]) for key in found}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.store.where(KEYS)} holds no keys (a JSON Web Key Set). Without "
+                "it, a new one is made, and all tokens are void."
+            ) from error
+
+
+def _or_new(text: str | None) -> str:
+    return with_new_key() if text is None else text
+
+
+def with_new_key(older: Mapping[str, str] | None = None) -> str:
+    """Write a set of a new key and older ones."""
+    keys = {secrets.token_hex(4): secrets.token_urlsafe(32), **(older or {})}
+    content = [
+        {"kty": "oct", "alg": "HS256", "kid": kid, "k": key}
+        for kid, key in keys.items()
+    ]
+    return json.dumps({"keys": content}, indent=2)

@@ -73,7 +73,10 @@ async def identify(
     if globus is None or not token or token.count(".") == 2:
         return authority.verify(token, _session(request))
     namespace = request.headers.get(protocol.NAMESPACE_HEADER, "")
-    return await globus.identify(token, namespace)
+    by = await globus.identify(token, namespace)
+    if authority.is_void(by):
+        raise UnauthorizedError(f"{by.subject} is revoked here")
+    return by
 
 
 def _session(request: web.Request) -> bytes:
