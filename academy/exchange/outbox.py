@@ -22,7 +22,8 @@ class Unconfirmed:
         inbox: of the sender, to learn of a refusal when nobody waits for `stored`.
         record: what was sent, to be sent again; empty once it was refused.
         stored: done when the exchange has the message.
-        posting: of a large message, its body and how to send that again.
+        posting: of a large message, its body and how to send that again, until it was
+            refused.
         void: whether it was given up, so that nothing will be confirmed of it.
     """
 
@@ -81,7 +82,7 @@ class Outbox:
         if not 0 <= at < len(entries):
             return
         entry = entries[at]
-        entry.record = b""
+        entry.record, entry.posting = b"", None
         if entry.stored is None:
             entry.inbox.refused(entry.message, error)
         elif not entry.stored.done():
@@ -94,7 +95,7 @@ class Outbox:
     def give_up(self, entry: Unconfirmed, error: Exception) -> None:
         """Send a message not again, since the exchange would not take it any more."""
         self.refuse(entry.sequence, error)
-        entry.void, entry.posting = True, None
+        entry.void = True
         self.confirm(0)
 
     async def drained(self) -> None:

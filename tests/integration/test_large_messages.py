@@ -3,110 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
-import random
-import resource
-from collections.abc import AsyncIterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import asynccontextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-from academy.agent import Agent, action
 from academy.exception import MailboxFullError
 from academy.exchange import HttpExchangeFactory
 from academy.handle import Handle
 from academy.manager import Manager
-from academy.message import ActionRequest
-from academy.runtime import Runtime
-from academy.serialize import PICKLE, Payload
+from tests.support.library import (
+    Library,
+    content,
+    digest,
+    library,
+    peak_mb,
+    until_bodies_are,
+)
 from tests.support.server import ExchangeServer
 from tests.support.tcp_proxy import TcpProxy
 
 SPILL = 524_288
 SIZES = (1, 1000, SPILL - 1000, SPILL + 1, 3_000_000, 40_000_000)
 SERVER_MB, SMALL_MB = 150, 40
-
-
-class Library(Agent):
-    """Takes and gives arrays."""
-
-    def __init__(self) -> None:
-        self.calls: list[int] = []
-
-    @action
-    async def digest(self, data: Any) -> str:
-        self.calls.append(len(data))
-        return hashlib.sha256(data).hexdigest()
-
-    @action
-    async def random(self, size: int) -> npt.NDArray[np.uint8]:
-        return content(size)
-
-    @action
-    async def echo(self, data: Any) -> Any:
-        return data
-
-    @action
-    async def peak_mb(self) -> float:
-        return peak_mb(os.getpid())
-
-
-def content(size: int) -> npt.NDArray[np.uint8]:
-    return np.random.default_rng(size).integers(0, 256, size, np.uint8)
-
-
-def digest(data: Any) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def peak_mb(pid: int) -> float:
-    """Return the largest resident size that a process has had."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1000
-    raise ValueError(f"process {pid} has no memory")
-
-
-def bodies(server: ExchangeServer) -> dict[str, int]:
-    """Return the files with bodies, and their sizes."""
-    folders = [Path(f"{server.database}.bodies")]
-    folders += (server.log.parent / "home").glob("bodies-*")
-    return {
-        file.name: file.stat().st_size
-        for folder in folders
-        if folder.exists()
-        for file in folder.iterdir()
-    }
-
-
-async def until_bodies_are(server: ExchangeServer, size: int) -> None:
-    """Wait until so many bytes of bodies are here; 0 stands for no file at all."""
-    async with asyncio.timeout(60):
-        while sum(bodies(server).values()) < size or (not size and bodies(server)):
-            await asyncio.sleep(0.005)
-
-
-@asynccontextmanager
-async def library(
-    factory: HttpExchangeFactory, callers: HttpExchangeFactory | None = None
-) -> AsyncIterator[tuple[Handle[Library], Library]]:
-    """Run an agent; yield a handle of a program that may come another way."""
-    async with await (callers or factory).create_user_client() as client:
-        registration = await client.register_agent(Library)
-        runtime = Runtime(
-            Library(), exchange_factory=factory, registration=registration
-        )
-        running = asyncio.create_task(runtime.run_until_complete())
-        yield Handle(registration.agent_id), runtime.agent
-        runtime.signal_shutdown()
-        await running
 
 
 @pytest.fixture(params=["sqlite", "memory"])
@@ -247,83 +170,3 @@ async def test_a_call_that_is_given_up_takes_no_room(tmp_path: Path) -> None:
             proxy.delay = 0
             assert await handle.digest(content(39_000_000))
             assert agent.calls == [39_000_000]
-
-
-# --- what fails on the way
-
-
-async def test_an_exchange_that_is_killed_in_mid_transfer_gets_it_again(
-    durable: ExchangeServer,
-) -> None:
-    async with (
-        TcpProxy(durable.port) as proxy,
-        library(durable.factory(), durable.factory(proxy.port)) as (handle, agent),
-    ):
-        data = content(30_000_000)
-        proxy.delay = 0.001
-        call = asyncio.create_task(handle.digest(data))
-        await until_bodies_are(durable, 5_000_000)
-        await durable.restart()
-        proxy.delay = 0
-        assert await call == digest(data)
-        assert agent.calls == [len(data)]
-        await until_bodies_are(durable, 0)
-
-
-async def test_a_transfer_goes_on_where_a_cut_connection_left_it(
-    durable: ExchangeServer,
-) -> None:
-    """No connection lives long enough for a third of it."""
-    factory = durable.factory()
-    chance = random.Random(1)
-    async with TcpProxy(durable.port) as proxy:
-        proxied = durable.factory(proxy.port)
-        async with library(factory, proxied) as (up, _), library(proxied) as (down, _):
-            proxy.budget = lambda: chance.randrange(6_000_000, 9_000_000)
-            proxy.cut()
-            data = content(30_000_000)
-            assert await up.digest(data) == digest(data)
-            async with await factory.create_user_client():
-                assert await down.digest(data) == digest(data)
-            assert digest(await up.random(len(data))) == digest(data)
-            proxy.heal()
-        await until_bodies_are(durable, 0)
-
-
-async def test_a_message_waits_for_an_agent_through_a_restart(
-    durable: ExchangeServer,
-) -> None:
-    factory = durable.factory()
-    async with await factory.create_user_client() as client:
-        registration = await client.register_agent(Library)
-        data = content(3_000_000)
-        arguments = Payload(PICKLE, ((data,), {}))
-        message = client.new_message(
-            registration.agent_id, ActionRequest("digest", arguments)
-        )
-        answer = client.request(message)
-        await until_bodies_are(durable, len(data))
-        await durable.restart()
-        runtime = Runtime(
-            Library(), exchange_factory=factory, registration=registration
-        )
-        running = asyncio.create_task(runtime.run_until_complete())
-        body = (await answer).get_body()
-        assert body.get_result() == digest(data)
-        await until_bodies_are(durable, 0)
-        runtime.signal_shutdown()
-        await running
-
-
-async def test_a_transfer_waits_while_the_disk_is_full(durable: ExchangeServer) -> None:
-    limit = resource.RLIMIT_FSIZE
-    async with library(durable.factory()) as (handle, _):
-        _, hard = resource.prlimit(durable.pid, limit)
-        resource.prlimit(durable.pid, limit, (2_000_000, hard))
-        data = content(5_000_000)
-        call = asyncio.create_task(handle.digest(data))
-        async with asyncio.timeout(60):
-            while "gave up an upload" not in durable.log.read_text():
-                await asyncio.sleep(0.01)
-        resource.prlimit(durable.pid, limit, (hard, hard))
-        assert await call == digest(data)

@@ -22,6 +22,7 @@ class TcpProxy:
         budget: says how many bytes a new connection lives for, both directions taken
             together; None is for ever.
         accepted: connections so far.
+        held: set when something waits for `resume`; `mute` and `deafen` clear it.
         forwarded: bytes so far, in both directions.
     """
 
@@ -33,6 +34,7 @@ class TcpProxy:
         self.forwarded = 0
         self._target = target if callable(target) else lambda: target
         self._arrival = asyncio.Condition()
+        self.held = asyncio.Event()
         self._inward, self._outward = asyncio.Event(), asyncio.Event()
         self.resume()
         self._connections: set[_Connection] = set()
@@ -66,7 +68,16 @@ class TcpProxy:
 
     def mute(self) -> None:
         """Forward nothing of what the target says."""
-        self._outward.clear()
+        self._set(self._inward, self._outward)
+
+    def deafen(self) -> None:
+        """Forward nothing of what the target is told."""
+        self._set(self._outward, self._inward)
+
+    def _set(self, open_: asyncio.Event, closed: asyncio.Event) -> None:
+        self.held.clear()
+        closed.clear()
+        open_.set()
 
     def resume(self) -> None:
         """Forward again what has been kept meanwhile."""
@@ -135,7 +146,9 @@ class TcpProxy:
             while data := await reader.read(CHUNK):
                 if self.delay:
                     await asyncio.sleep(self.delay)
-                await open_.wait()
+                if not open_.is_set():
+                    self.held.set()
+                    await open_.wait()
                 if connection.budget is not None:
                     data = data[: connection.budget]
                     connection.budget -= len(data)
