@@ -131,6 +131,31 @@ async def test_small_calls_keep_flowing_beside_a_large_one(
         assert passed > 10
 
 
+async def test_a_large_message_passes_a_link_that_small_ones_keep_full(
+    durable: ExchangeServer,
+) -> None:
+    async with (
+        TcpProxy(durable.port) as proxy,
+        library(durable.factory()) as (small, _),
+        library(durable.factory(), durable.factory(proxy.port)) as (large, _),
+    ):
+        filling = content(100_000)
+        passed = 0
+
+        async def fill() -> None:
+            nonlocal passed
+            while not call.done() and passed < 10 * len(data):
+                await small.digest(filling)
+                passed += len(filling)
+
+        proxy.delay = 0.001
+        data = content(20_000_000)
+        call = asyncio.create_task(large.digest(data))
+        await asyncio.gather(*[fill() for _ in range(100)])
+        assert len(data) < passed < 10 * len(data)
+        assert await call == digest(data)
+
+
 async def test_what_is_sent_behind_a_large_message_arrives_behind_it(
     durable: ExchangeServer,
 ) -> None:

@@ -128,6 +128,25 @@ async def test_what_comes_while_there_is_no_room_leaves_together_and_in_order() 
     await wire.writer.close()
 
 
+async def test_what_waits_for_its_turn_leaves_between_two_messages_of_others() -> None:
+    """Though there is always more to send."""
+    wire = Narrow()
+    wire.writer.put(bytes(CHUNK_BYTES))
+    wire.writer.put(b"two")
+    wire.writer.flush()
+    turn = asyncio.create_task(wire.writer.turn())
+    await asyncio.sleep(0)
+    full, wire.room = wire.room, asyncio.get_running_loop().create_future()
+    full.set_result(None)
+    await turn
+    wire.writer.put(b"three")
+    wire.writer.put_first(b"a ", b"part")
+    wire.room.set_result(None)
+    await wire.writer.flushed()
+    assert wire.sent == [bytes(CHUNK_BYTES), b"two", b"a part", b"three"]
+    await wire.writer.close()
+
+
 @pytest.mark.parametrize(
     "lose", [lambda room: room.cancel(), lambda room: room.set_exception(OSError())]
 )

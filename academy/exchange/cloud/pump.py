@@ -53,7 +53,8 @@ class Outgoing:
 class Pump:
     """Sends bodies over one connection: of each a part in turn, one part at a time.
 
-    What else there is to send goes first, since a part waits until nothing is queued.
+    What else there is to send goes first, but never for ever: where it fills the
+    connection, a part leaves between any two messages of the WebSocket.
 
     Invariant: `_queue` holds those of `_bodies` that are `moving`, but the one at work.
     """
@@ -104,11 +105,11 @@ class Pump:
             self.stop(body.number)
             body.failed(error)
             return
-        await self._writer.flushed()
+        await self._writer.turn()
         if self._bodies.get(body.number) is not body:
             return
         head = protocol.part_head(body.number, body.sent, size)
-        self._writer.put_parts(len(head) + size, head, *parts)
+        self._writer.put_first(head, *parts)
         self._writer.flush()
         body.sent += size
         body.moving = body.next_part() > 0

@@ -101,6 +101,16 @@ class Writer:
             self._parts = []
             self._size = 0
 
+    def put_first(self, *parts: Part) -> None:
+        """Queue one record ahead of all others, until `flush`."""
+        self._chunks.appendleft(list(parts))
+
+    async def turn(self) -> None:
+        """Wait for room, or until the others have sent a message in it."""
+        self.flush()
+        if self._room is not None:
+            await asyncio.wait([self._room])
+
     async def flushed(self) -> None:
         """Wait until everything queued has been handed to the WebSocket."""
         self.flush()
