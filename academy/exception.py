@@ -104,6 +104,48 @@ class MailboxFullError(ExchangeError):
         return f"The mailbox of {self.uid} is full ({self.limit}): try again later."
 
 
+class QuotaExceededError(ExchangeError):
+    """A namespace has as much as its exchange lets it have.
+
+    Attributes:
+        quota: its key in the exchange's configuration.
+        limit: its value.
+        used: how much of it is used.
+        asked: how much more was asked for.
+    """
+
+    def __init__(self, quota: str, limit: float, used: float, asked: float = 1) -> None:
+        super().__init__(quota, limit, used, asked)
+        self.quota = quota
+        self.limit = limit
+        self.used = used
+        self.asked = asked
+
+    def __str__(self) -> str:
+        what, advice = _QUOTAS.get(self.quota, ("", "Try again later"))
+        return (
+            f"This namespace has {self.used:.0f}{what} and may have {self.limit:.0f} "
+            f"({self.quota}), so that {self.asked:.0f} more cannot be taken. {advice}, "
+            "or ask whoever runs the exchange for more."
+        )
+
+
+_LATER = "Wait until agents have answered what they have"
+_QUOTAS = {
+    "max_namespace_mailboxes": (
+        " mailboxes",
+        "Terminate agents that are not needed any more",
+    ),
+    "max_namespace_messages": (" unsettled messages", _LATER),
+    "max_namespace_bytes": (" bytes of unsettled messages", _LATER),
+    "max_namespace_connections": (
+        " connections",
+        "End programs, or run more agents in each process",
+    ),
+}
+"""By quota: of what, and what to do."""
+
+
 class MessageExpiredError(ExchangeError):
     """Nobody has taken a request from a mailbox in time."""
 

@@ -30,6 +30,7 @@ class Answers:
         self, store: Store, mailboxes: Mailboxes, intake: Intake, expiry: Expiry
     ) -> None:
         self._store = store
+        self._mailboxes = mailboxes
         self._boxes = mailboxes.by_uid
         self._intake = intake
         self._expiry = expiry
@@ -50,7 +51,7 @@ class Answers:
             self._answer(changes, box, left, box.terminated_error())
         self._answer(changes, box, fresh, box.terminated_error())
         changes.cleared.append(uid)
-        box.count = box.bytes = 0
+        self._mailboxes.fill(box, -box.count, -box.bytes)
         box.leased, box.repeated = {}, set()
 
     async def expire(self, changes: Changes) -> None:
@@ -68,8 +69,7 @@ class Answers:
                 continue
             box.leased.pop(number, None)
             box.repeated.discard(number)
-            box.count -= 1
-            box.bytes -= envelope.size
+            self._mailboxes.fill(box, -1, -envelope.size)
             changes.settled.append((uid, number))
             self._answer(changes, box, [envelope], MessageExpiredError(box.id))
         for uid in self._expiry.forgotten(now):

@@ -12,7 +12,12 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable
 
-from academy.exception import AcademyError, BadEntityIdError, ForbiddenError
+from academy.exception import (
+    AcademyError,
+    BadEntityIdError,
+    ForbiddenError,
+    QuotaExceededError,
+)
 from academy.exchange.answers import Answers
 from academy.exchange.attachments import Attachments
 from academy.exchange.census import Census, Traffic, take_census
@@ -20,7 +25,7 @@ from academy.exchange.delivery import Delivery
 from academy.exchange.expiry import Expiry
 from academy.exchange.intake import Intake
 from academy.exchange.large_messages import LargeMessages
-from academy.exchange.mailbox import Consumer, Limits, Mailbox, Session
+from academy.exchange.mailbox import Consumer, Limits, Session
 from academy.exchange.mailbox_status import MailboxStatus
 from academy.exchange.mailboxes import Mailboxes
 from academy.exchange.store import RESPONSE, Changes, MailboxRecord, Store
@@ -133,7 +138,11 @@ class Broker:
             consumer: its far end.
             pops: it cannot say what it holds. So a message counts as delivered once its
                 receipt is acknowledged, not when it leaves.
+
+        Raises:
+            QuotaExceededError: as many are connected as may be.
         """
+        self.check_room(uid)
         self._turns.begin_in_this_loop()
         old = self._sessions.get(uid)
         if old is not None:
@@ -144,6 +153,16 @@ class Broker:
         for refusal in self._intake.refusals.of(uid):
             consumer.refuse(*refusal)
         return session
+
+    def check_room(self, uid: bytes) -> None:
+        """Refuse a session that is one too many.
+
+        Raises:
+            QuotaExceededError: as many are connected as may be.
+        """
+        most, used = self.limits.max_namespace_connections, len(self._sessions)
+        if most and used >= most and uid not in self._sessions:
+            raise QuotaExceededError("max_namespace_connections", most, used)
 
     def last_sequence(self, session: Session) -> int:
         """Return the last sequence number from a session; it may not be stored yet."""
@@ -215,19 +234,13 @@ class Broker:
 
         Raises:
             ForbiddenError: it exists and was registered by somebody else.
+            QuotaExceededError: the namespace would have too many.
         """
         records = list(records)
 
         async def work(changes: Changes) -> None:
-            for record in records:
-                box = self._boxes.get(record.uid)
-                if box is not None and box.record.creator != record.creator:
-                    raise ForbiddenError(f"{box.id} was registered by somebody else")
-            for record in records:
-                if record.uid not in self._boxes:
-                    box = self._boxes[record.uid] = Mailbox(record)
-                    self._attachments.attendance.registered(box)
-                    changes.mailboxes[record.uid] = record
+            for box in self._mailboxes.register(changes, records):
+                self._attachments.attendance.registered(box)
 
         await self._turns.soon(work)
 
@@ -262,7 +275,7 @@ class Broker:
         """
 
         async def work(changes: Changes) -> None:
-            box = self._mailboxes.live(uid)
+            box = self._mailboxes.get_live(uid)
             if not session.open:
                 raise ForbiddenError("the session is over")
             await self._attachments.attach(
@@ -295,9 +308,7 @@ class Broker:
                     box.record.reason = reason
                     changes.mailboxes[uid] = box.record
                 return
-            box.record.terminated = True
-            box.record.reason = reason
-            changes.mailboxes[uid] = box.record
+            self._mailboxes.bury(changes, box, reason)
             owner = box.session
             if owner is not None:
                 self._attachments.let_go(owner, box)
@@ -337,7 +348,7 @@ class Broker:
         """
 
         async def work(changes: Changes) -> None:
-            record = self._mailboxes.live(uid).record
+            record = self._mailboxes.get_live(uid).record
             others = set(record.groups) - {group}
             record.groups = tuple(sorted(others | {group} if shared else others))
             changes.mailboxes[uid] = record

@@ -43,6 +43,7 @@ class Intake:
         self.refusals = Refusals()
         self._mailboxes = mailboxes
         self._boxes = mailboxes.by_uid
+        self._usage = mailboxes.usage
         self._attachments = attachments
         self._delivery = delivery
         self._expiry = expiry
@@ -90,7 +91,11 @@ class Intake:
         if box.repeated:
             box.repeated.discard(number)
         box.count -= 1
-        box.bytes -= lease[0] >> 1
+        size = lease[0] >> 1
+        box.bytes -= size
+        if (usage := self._usage) is not None:
+            usage.messages -= 1
+            usage.bytes -= size
         changes.settled.append((box.record.uid, number))
 
     def take_arrivals(
@@ -143,6 +148,9 @@ class Intake:
         self.number = envelope.number = self.number + 1
         box.count += 1
         box.bytes += envelope.size
+        if (usage := self._usage) is not None:
+            usage.messages += 1
+            usage.bytes += envelope.size
         box.incoming += 1
         changes.added.append(envelope)
         # As good as every response answers something.

@@ -29,7 +29,7 @@ class LargeMessages:
     def __init__(
         self, bodies: Bodies, mailboxes: Mailboxes, intake: Intake, turns: Turns
     ) -> None:
-        self.uploads = Uploads(bodies)
+        self.uploads = Uploads(bodies, mailboxes)
         self._mailboxes = mailboxes
         self._boxes = mailboxes.by_uid
         self._intake = intake
@@ -79,7 +79,7 @@ class LargeMessages:
         upload = self.uploads.finish(session.uid, number, envelope)
 
         async def release(changes: Changes) -> None:
-            upload.release()
+            self.uploads.release(upload)
 
         async def keep(changes: Changes) -> None:
             if envelope.number:
@@ -90,7 +90,7 @@ class LargeMessages:
             if done.exception() is None and not envelope.number:
                 self.uploads.delete(upload)
 
-        self._turns.soon(release)
+        self._turns.soon(release).add_done_callback(asyncio.Future.exception)
         self._turns.post(session, sequence, envelope)
         self._turns.soon(keep, after_arrivals=True).add_done_callback(stored)
 

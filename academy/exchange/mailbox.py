@@ -29,6 +29,11 @@ class Limits:
             for ever.
         tombstone_lifetime: seconds that a terminated mailbox is remembered; 0 is for
             ever.
+        max_namespace_mailboxes: mailboxes that are not terminated; this and the next
+            ones are of all mailboxes of the broker, and 0 is no limit.
+        max_namespace_messages: unsettled messages.
+        max_namespace_bytes: their bytes.
+        max_namespace_connections: sessions that are connected.
     """
 
     max_message_bytes: int = 10_000_000_000
@@ -39,6 +44,16 @@ class Limits:
     window_bytes: int = 64_000_000
     message_lifetime: float = 0.0
     tombstone_lifetime: float = 0.0
+    max_namespace_mailboxes: int = 0
+    max_namespace_messages: int = 0
+    max_namespace_bytes: int = 0
+    max_namespace_connections: int = 0
+
+    @property
+    def quotas(self) -> dict[str, int]:
+        """What the namespace as a whole may have, as far as that is limited."""
+        quotas = vars(self).items()
+        return {k: most for k, most in quotas if most and k.startswith("max_namespace")}
 
 
 class Consumer(Protocol):

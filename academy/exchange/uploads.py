@@ -11,6 +11,7 @@ from academy.exchange.store.bodies import Bodies, Body
 
 if TYPE_CHECKING:
     from academy.exchange.mailbox import Mailbox
+    from academy.exchange.mailboxes import Mailboxes
     from academy.serialize import Part
 
 RESUME_SECONDS = 60.0
@@ -26,14 +27,6 @@ class Upload:
         self.box = box
         self.body = Body.new(size)
         self.received = 0
-        box.count += 1
-        box.bytes += size
-
-    def release(self) -> None:
-        """Give the room back."""
-        if not self.box.record.terminated:
-            self.box.count -= 1
-            self.box.bytes -= self.body.size
 
 
 class Uploads:
@@ -44,12 +37,16 @@ class Uploads:
 
     Args:
         bodies: where their bytes go.
+        mailboxes: where they take room.
         patience: seconds that the uploads of a client which lost its connection are
             kept for it.
     """
 
-    def __init__(self, bodies: Bodies, patience: float = RESUME_SECONDS) -> None:
+    def __init__(
+        self, bodies: Bodies, mailboxes: Mailboxes, patience: float = RESUME_SECONDS
+    ) -> None:
         self._bodies = bodies
+        self._mailboxes = mailboxes
         self._patience = patience
         self._open: dict[tuple[bytes, int], Upload] = {}
         self._expiring: dict[bytes, asyncio.TimerHandle] = {}
@@ -65,6 +62,12 @@ class Uploads:
     def begin(self, session: bytes, number: int, box: Mailbox, size: int) -> None:
         """Reserve room for a body that is to come."""
         self._open[session, number] = Upload(box, size)
+        self._mailboxes.fill(box, 1, size)
+
+    def release(self, upload: Upload) -> None:
+        """Give back the room that an upload takes."""
+        if not upload.box.record.terminated:
+            self._mailboxes.fill(upload.box, -1, -upload.body.size)
 
     async def write(
         self, session: bytes, number: int, offset: int, data: Part
@@ -112,7 +115,7 @@ class Uploads:
         """Give an upload up."""
         upload = self._open.pop((session, number), None)
         if upload is not None:
-            upload.release()
+            self.release(upload)
             self._bodies.delete([upload.body.key])
 
     def delete(self, upload: Upload) -> None:

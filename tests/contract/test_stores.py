@@ -14,10 +14,13 @@ from uuid import uuid4
 import pytest
 
 from academy.exception import StorageError
+from academy.exchange.broker import Broker
+from academy.exchange.mailbox import Limits
 from academy.exchange.store import (
     FROM_AGENT,
     LARGE,
     RESPONSE,
+    TO_AGENT,
     Changes,
     Envelope,
     MailboxRecord,
@@ -27,6 +30,7 @@ from academy.exchange.store.bodies import Body
 from academy.exchange.store.measured import MeasuredStore
 from academy.exchange.store.memory import MemoryStore
 from academy.exchange.store.sqlite import CHECK_EVERY, CHECKPOINT_BYTES, SqliteStore
+from tests.support.peers import Peer, agent, check_usage
 from tests.support.redis import Redis, redis_store
 
 Make: TypeAlias = Callable[[Path], Store]
@@ -320,6 +324,45 @@ async def test_a_body_that_no_message_has_goes_when_a_store_is_opened(
     await store.open()
 
     await body_is_gone(store, body)
+
+
+async def test_a_broker_knows_what_a_namespace_uses_after_a_restart(
+    store: Store,
+) -> None:
+    limits = Limits(max_namespace_messages=9, max_namespace_bytes=9_000_000)
+    broker = Broker(store, limits)
+    await broker.open()
+    alice, bob, gone = agent(), agent(), agent()
+    await broker.register([alice, bob, gone])
+    sender = await Peer(broker, alice.uid).attach()
+    receiver = await Peer(broker, bob.uid).attach()
+    for dest in (bob, gone, bob):
+        sender.request(dest.uid, bytes(100))
+    large = Envelope(bob.uid, alice.uid, bytes(16), FROM_AGENT | TO_AGENT, b"", 600_000)
+    broker.large.offer(sender.session, 1, large)
+    await broker.large.uploads.write(sender.session_uid, 1, 0, bytes(600_000))
+    broker.large.post(sender.session, 4, 1, large)
+    broker.large.offer(sender.session, 2, large)  # its body never comes
+    await broker.settle()
+    receiver.respond(receiver.inbox[0], bytes(10))
+    await broker.terminate(gone.uid)  # which answers its request
+    await broker.settle()
+    check_usage(broker)
+    before = broker._mailboxes.usage
+    broker.large.uploads.drop(sender.session_uid, 2)
+
+    again = Broker(store, limits)
+    await again.open()
+    check_usage(again)
+    after = again._mailboxes.usage
+    assert before is not None
+    assert after is not None
+    assert (after.messages, after.bytes) == (before.messages, before.bytes)
+    assert after.messages == 4
+    assert 600_110 < after.bytes < 601_500
+    assert again._mailboxes.live == 2
+    broker._expiry.stop()
+    again._expiry.stop()
 
 
 async def body_is_gone(store: Store, body: Body) -> None:

@@ -174,6 +174,16 @@ def again(envelope: Envelope) -> Envelope:
     )
 
 
+def check_usage(broker: Broker) -> None:
+    """Compare what a broker knows of all mailboxes with what is in them."""
+    mailboxes = broker._mailboxes
+    boxes, usage = mailboxes.by_uid.values(), mailboxes.usage
+    assert usage is not None, "no quota asks for it"
+    assert usage.messages == sum(box.count for box in boxes)
+    assert usage.bytes == sum(box.bytes for box in boxes)
+    assert mailboxes.live == sum(not box.record.terminated for box in boxes)
+
+
 class BrittleStore:
     """A store around another one that counts commits and fails when it is told to.
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from academy.exception import ProtocolError, StorageError
-from academy.exchange.mailbox import Mailbox
+from academy.exchange.mailbox import Limits, Mailbox
+from academy.exchange.mailboxes import Mailboxes
 from academy.exchange.store import LARGE, Changes, Envelope, MailboxRecord, Store
 from academy.exchange.store.bodies import Body, FileBodies, ScratchBodies
 from academy.exchange.store.memory import MemoryStore
@@ -158,7 +159,7 @@ def box() -> Mailbox:
 async def test_an_upload_reserves_room_until_it_is_dropped(
     bodies: FileBodies, box: Mailbox, tmp_path: Path
 ) -> None:
-    uploads = Uploads(bodies)
+    uploads = Uploads(bodies, Mailboxes(Limits()))
     uploads.begin(SESSION, 1, box, 100)
     assert (box.count, box.bytes) == (1, 100)
     assert await uploads.write(SESSION, 1, 0, bytes(60)) == (60, 100)
@@ -173,7 +174,7 @@ async def test_an_upload_reserves_room_until_it_is_dropped(
 async def test_parts_that_do_not_fit_are_refused(
     bodies: FileBodies, box: Mailbox
 ) -> None:
-    uploads = Uploads(bodies)
+    uploads = Uploads(bodies, Mailboxes(Limits()))
     uploads.begin(SESSION, 1, box, 100)
     for offset, size in ((1, 10), (0, 101)):
         with pytest.raises(ProtocolError, match="of an upload of 100 bytes"):
@@ -186,7 +187,7 @@ async def test_parts_that_do_not_fit_are_refused(
 async def test_a_client_that_does_not_come_back_loses_its_uploads(
     bodies: FileBodies, box: Mailbox
 ) -> None:
-    uploads = Uploads(bodies, patience=0)
+    uploads = Uploads(bodies, Mailboxes(Limits()), patience=0)
     for number in (1, 2):
         uploads.begin(SESSION, number, box, 100)
     uploads.disconnected(SESSION)

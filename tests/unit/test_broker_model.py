@@ -25,6 +25,7 @@ from academy.exception import (
     ForbiddenError,
     MailboxFullError,
     MailboxTerminatedError,
+    QuotaExceededError,
     StorageError,
     SupersededError,
 )
@@ -35,13 +36,22 @@ from academy.exchange.store import FROM_AGENT, RESPONSE, TO_AGENT, Envelope
 from academy.exchange.store.memory import MemoryStore
 from academy.exchange.store.sqlite import SqliteStore
 from academy.message import AcademyErrorResponse, decode_body
-from tests.support.peers import BrittleStore, Delivery, again, agent, delivery
+from tests.support.peers import (
+    BrittleStore,
+    Delivery,
+    again,
+    agent,
+    check_usage,
+    delivery,
+)
 
 LIMITS = Limits(
     max_mailbox_messages=12,
     max_mailbox_bytes=200,
     window_messages=3,
     window_bytes=40,
+    max_namespace_messages=25,
+    max_namespace_bytes=500,
 )
 MAILBOXES = 3
 AGENTS = FROM_AGENT | TO_AGENT
@@ -261,7 +271,8 @@ class Client:
         elif isinstance(error, MailboxTerminatedError):
             world.claim(error.uid.uid.bytes in world.terminated, "gone if it is gone")
         else:
-            world.claim(isinstance(error, MailboxFullError), "or it was full")
+            full = isinstance(error, MailboxFullError | QuotaExceededError)
+            world.claim(full, "or there was no room")
         self.calls.pop(tag, None)
 
     def lost(self, uid: bytes, error: AcademyError) -> None:
@@ -485,6 +496,7 @@ class BrokerMachine(RuleBasedStateMachine):
                 assert box.count == len(stored)
                 assert box.bytes == sum(envelope.size for envelope in stored)
                 assert set(box.leased) <= {envelope.number for envelope in stored}
+            check_usage(self.broker)
 
         self.runner.run(look())
 

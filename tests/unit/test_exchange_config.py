@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import stat
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_an_unknown_key_is_named_with_the_nearest_and_all_others(file: Path) -> 
         f"{file}:\n"
         "  unknown key 'prot', did you mean 'port'? Known here: host, port, name, "
         "insecure, tls, certfile, keyfile, heartbeat_interval, auth, backend, limits, "
-        "logger, operations."
+        "namespaces, logger, operations."
     )
 
 
@@ -220,6 +221,53 @@ def test_problems_of_file_and_environment_are_told_apart(
     assert "unknown key 'prot'" in of_file
     assert of_environment.startswith("  ACADEMY_EXCHANGE__PORT = '70000'")
     assert "\n" not in of_environment
+
+
+# --- single namespaces
+
+
+def test_a_namespace_has_what_is_said_of_all_but_for_what_is_said_of_it(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text(
+        "[limits]\nmax_mailbox_messages = 20\nmax_namespace_bytes = 5000\n"
+        "[namespaces.team]\nmax_namespace_bytes = 0\nmax_message_bytes = 10\n"
+        '[namespaces."ada@x.org"]\nmax_namespace_messages = 7\n'
+    )
+    monkeypatch.setenv("ACADEMY_EXCHANGE__NAMESPACES__TEAM__MAX_MESSAGE_BYTES", "11")
+    settings = ExchangeServingConfig.settings(file)
+    config = settings.validate(ExchangeServingConfig)
+
+    of_all = Limits(max_mailbox_messages=20, max_namespace_bytes=5000)
+    assert config.broker_limits() == of_all
+    assert config.broker_limits("team") == replace(
+        of_all, max_namespace_bytes=0, max_message_bytes=11
+    )
+    assert config.broker_limits("ada@x.org").quotas == {
+        "max_namespace_bytes": 5000,
+        "max_namespace_messages": 7,
+    }
+    shown = settings.describe(config)
+    assert "[namespaces.team]\nmax_message_bytes = 11  # ACADEMY_EXCHANGE__" in shown
+    assert f'[namespaces."ada@x.org"]\nmax_namespace_messages = 7  # {file}\n' in shown
+    file.write_text(shown)
+    monkeypatch.undo()
+    assert ExchangeServingConfig.from_toml(file) == config
+
+
+def test_what_is_wrong_about_a_namespace_is_named_like_everything_else(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = refusal(file, "[namespaces.team]\nmax_namespace_byte = 1\n")
+    assert "'namespaces.team.max_namespace_byte', did you mean 'max_na" in words
+    assert "spill_bytes" not in words
+    words = refusal(file, '[namespaces."a/b"]\n')
+    assert "A namespace cannot be called 'a/b'" in words
+
+    name = "ACADEMY_EXCHANGE__NAMESPACES__TEAM__MAX_NAMESPACE_BYTE"
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(ValueError, match=rf"{name}: did you mean {name}S\?"):
+        ExchangeServingConfig.load()
 
 
 # --- what holds, and what the pages say

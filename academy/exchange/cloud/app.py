@@ -16,6 +16,7 @@ from academy.exception import (
     ExchangeError,
     IncompatibleNetworkProtocolError,
     ProtocolError,
+    QuotaExceededError,
     StorageError,
     UnauthorizedError,
 )
@@ -78,7 +79,8 @@ class Server:
     def __init__(self, config: ExchangeServingConfig) -> None:
         self.config = config
         self.authority: Authority = config.authority()
-        self.namespaces = Namespaces(config.backend, config.broker_limits())
+        own = {name: config.broker_limits(name) for name in config.namespaces}
+        self.namespaces = Namespaces(config.backend, config.broker_limits(), own)
         self.operations = Operations(config.operations, self.namespaces, self.authority)
 
     @property
@@ -129,6 +131,9 @@ class Server:
                     f"{protocol.SESSION_HEADER} has to be 32 hex digits"
                 )
             broker = await self.namespaces.broker(credentials.namespace)
+            broker.check_room(session)
+        except QuotaExceededError as error:
+            return self._refuse(request, 429, error)
         except UnauthorizedError as error:
             return self._refuse(request, 401, error)
         except StorageError as error:
@@ -143,7 +148,13 @@ class Server:
             compress=False,
         )
         await ws.prepare(request)
-        connection = Connection(broker, self.authority, ws, session, credentials)
+        try:
+            connection = Connection(broker, self.authority, ws, session, credentials)
+        except QuotaExceededError as error:  # others were faster
+            await ws.close(
+                code=WSCloseCode.TRY_AGAIN_LATER, message=str(error).encode()[:120]
+            )
+            return ws
         self.operations.connections[connection] = credentials.namespace
         logger.debug("connected from %s", request.remote)
         try:

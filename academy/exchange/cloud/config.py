@@ -24,6 +24,7 @@ from academy.exchange.cloud.security.auth import (
     Lifetimes,
     OpenAuthority,
     TokenAuthority,
+    check_namespace,
 )
 from academy.exchange.cloud.security.auth_store import AuthStore, FileAuthStore
 from academy.exchange.cloud.security.keys import KeySet
@@ -180,15 +181,24 @@ class BackendConfig(_Section):
         return SqliteStore(path, self.durability)
 
 
-class LimitsConfig(_Section):
-    """What the exchange refuses (see `academy.exchange.mailbox.Limits`)."""
+class NamespaceConfig(_Section):
+    """What is refused to a namespace (see `academy.exchange.mailbox.Limits`)."""
 
     max_message_bytes: int = Field(default=Limits.max_message_bytes, gt=0)
-    spill_bytes: int = Field(default=Limits.spill_bytes, ge=4096)
     max_mailbox_messages: int = Field(default=Limits.max_mailbox_messages, gt=0)
     max_mailbox_bytes: int = Field(default=Limits.max_mailbox_bytes, gt=0)
     message_lifetime: float = Field(default=Limits.message_lifetime, ge=0)
     tombstone_lifetime: float = Field(default=Limits.tombstone_lifetime, ge=0)
+    max_namespace_mailboxes: int = Field(default=0, ge=0)
+    max_namespace_messages: int = Field(default=0, ge=0)
+    max_namespace_bytes: int = Field(default=0, ge=0)
+    max_namespace_connections: int = Field(default=0, ge=0)
+
+
+class LimitsConfig(NamespaceConfig):
+    """What the exchange refuses to all namespaces that nothing else is said about."""
+
+    spill_bytes: int = Field(default=Limits.spill_bytes, ge=4096)
 
     def broker_limits(self) -> Limits:
         """Return the limits in the broker's words."""
@@ -246,6 +256,7 @@ class ExchangeServingConfig(_Section):
         auth: how clients prove who they are.
         backend: where mailboxes and messages are kept.
         limits: what is refused.
+        namespaces: what single namespaces are refused instead, by their names.
         logger: what is logged.
         operations: what operators ask for.
     """
@@ -261,6 +272,7 @@ class ExchangeServingConfig(_Section):
     auth: AuthConfig = Field(default_factory=AuthConfig)
     backend: BackendConfig = Field(default_factory=BackendConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    namespaces: dict[str, NamespaceConfig] = Field(default_factory=dict)
     logger: LoggerConfig = Field(default_factory=LoggerConfig)
     operations: OperationsConfig = Field(default_factory=OperationsConfig)
 
@@ -269,9 +281,12 @@ class ExchangeServingConfig(_Section):
         shared = self.backend.redis() if self.backend.kind == "redis" else None
         return self.auth.authority(shared)
 
-    def broker_limits(self) -> Limits:
-        """Return the limits of a namespace, in the broker's words."""
+    def broker_limits(self, namespace: str | None = None) -> Limits:
+        """Return the limits of a namespace, or of all others, in the broker's words."""
         limits = self.limits.broker_limits()
+        if namespace is not None:
+            own = self.namespaces[namespace]
+            limits = replace(limits, **own.model_dump(exclude_unset=True))
         if self.backend.kind != "redis":
             return limits
         # The parts of a message go to files of one server, and others may follow it.
@@ -283,6 +298,15 @@ class ExchangeServingConfig(_Section):
         if self.insecure:
             self.auth = AuthConfig(method="none")
             self.tls = self.certfile is not None
+
+    @field_validator("namespaces")
+    @classmethod
+    def _can_be_called(
+        cls, namespaces: dict[str, NamespaceConfig]
+    ) -> dict[str, NamespaceConfig]:
+        for name in namespaces:
+            check_namespace(name)
+        return namespaces
 
     @field_validator("certfile")
     @classmethod

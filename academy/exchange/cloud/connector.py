@@ -7,7 +7,11 @@ import json
 import random
 from typing import TYPE_CHECKING
 
-from academy.exception import ExchangeConnectionError, ExchangeError
+from academy.exception import (
+    ExchangeConnectionError,
+    ExchangeError,
+    QuotaExceededError,
+)
 from academy.exchange.cloud import protocol
 from academy.exchange.cloud.dialing import RefusedHandshakeError, dial
 from academy.exchange.cloud.security.pinning import explain
@@ -47,6 +51,7 @@ class Connector:
 
         Raises:
             ExchangeConnectionError: nobody answers, or not as an exchange does.
+            QuotaExceededError: too many are connected already.
             ExchangeError: the exchange does not want to be connected to.
         """
         loop = asyncio.get_running_loop()
@@ -60,6 +65,9 @@ class Connector:
                 left = max(limit - loop.time(), FIRST_PAUSE)
                 async with asyncio.timeout(min(self._factory.request_timeout_s, left)):
                     return await self._connect_once()
+            except QuotaExceededError:
+                if loop.time() + pause > deadline:
+                    raise
             except (OSError, RefusedHandshakeError) as error:
                 if loop.time() + pause > deadline:
                     url = self._factory.url
@@ -82,6 +90,10 @@ class Connector:
         try:
             return await dial(url, headers, trust, heartbeat=heartbeat)
         except RefusedHandshakeError as error:
+            if error.status == 429:
+                problem = await self._explain(url, headers, error.status)
+                if isinstance(problem, QuotaExceededError):
+                    raise problem from error
             if error.status >= 500 or error.status == 429:
                 raise
             if error.status == 401 and self.tokens:

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-logger = logging.getLogger(__name__)
-
-
 class Namespaces:
     """Opens the broker of a namespace when somebody of it comes, and keeps it open.
 
@@ -39,10 +36,21 @@ class Namespaces:
     is the broker, and `stores` has what it stores in. A broker that did not open is
     tried again by whoever comes next. `_ending` has a task for each one that is being
     closed; it opens again only after.
+
+    Args:
+        backend: where mailboxes are kept.
+        limits: of a namespace.
+        own: limits of those that have others, by name.
     """
 
-    def __init__(self, backend: BackendConfig, limits: Limits) -> None:
+    def __init__(
+        self,
+        backend: BackendConfig,
+        limits: Limits,
+        own: Mapping[str, Limits] | None = None,
+    ) -> None:
         self.limits = limits
+        self._own = own or {}
         self.ownership: Ownership | None = None
         if backend.kind == "redis":
             from academy.exchange.cloud.ownership import Ownership
@@ -93,7 +101,7 @@ class Namespaces:
     async def _open(self, name: str) -> Broker:
         try:
             store = self.stores[name] = MeasuredStore(await self._store(name))
-            broker = Broker(store, self.limits)
+            broker = Broker(store, self._own.get(name, self.limits))
             try:
                 await broker.open()
             except BaseException:

@@ -43,6 +43,7 @@ class Numbers:
     received_bytes: int = 0
     sent_bytes: int = 0
     refused: Counter[str] = field(default_factory=Counter)
+    quotas: Counter[str] = field(default_factory=Counter)
     committing: Latency = field(default_factory=Latency)
     reading: Latency = field(default_factory=Latency)
 
@@ -52,6 +53,7 @@ class Numbers:
             if isinstance(value, int):
                 setattr(self, name, getattr(self, name) + value)
         self.refused.update(other.refused)
+        self.quotas.update(other.quotas)
         self.committing.merge(other.committing)
         self.reading.merge(other.reading)
         self.census.states.update(other.census.states)
@@ -134,6 +136,12 @@ class Metrics(Collector):
             for state in ("registered", "attached", "detached", "terminated"):
                 boxes.add_metric([namespace, state], own.census.states[state])
         yield boxes
+        words, labels = "What a namespace may have.", ["namespace", "quota"]
+        quotas = GaugeMetricFamily(f"{_P}_quota", words, labels=labels)
+        for namespace, own in self._now.items():
+            for key, most in own.quotas.items():
+                quotas.add_metric([namespace, key], most)
+        yield quotas
 
     def _counters(self) -> Iterator[Metric]:
         for name, words, value in (

@@ -126,6 +126,7 @@ class Operations:
             received_bytes=received + sum(c.received for c in open_),
             sent_bytes=sent + sum(c.sent for c in open_),
             refused=Counter(traffic.refused),
+            quotas=Counter(broker.limits.quotas),
             committing=store.committing,
             reading=store.reading,
         )

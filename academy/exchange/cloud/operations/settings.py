@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeAlias, TypeVar, get_args
+from typing import Any, Self, TypeAlias, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import EnvSettingsSource, SettingsError
@@ -25,6 +25,7 @@ PREFIX = f"ACADEMY_EXCHANGE{DELIMITER}"
 """Of each variable. The second underscore keeps it apart from what clients read, such
 as ACADEMY_EXCHANGE_TOKEN."""
 
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
 _PASSWORD = re.compile(r"(?<=://)([^/@\s]*:)[^/@\s]+(?=@)")
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -121,12 +122,18 @@ class Settings:
         """Return a configuration made of these as TOML that says who chose what."""
         return "\n".join(self._lines(config, ())).strip()
 
-    def _lines(self, section: BaseModel, path: Keys) -> Iterator[str]:
-        inner = []
-        for key, value in section.model_dump(mode="json").items():
+    def _lines(
+        self, section: BaseModel, path: Keys, chosen: bool = False
+    ) -> Iterator[str]:
+        """Yield the keys of a section, or those that were chosen, and its sections."""
+        inner: list[tuple[Keys, BaseModel, bool]] = []
+        values = section.model_dump(mode="json", exclude_unset=chosen)
+        for key, value in values.items():
             here = (*path, key)
             if isinstance(attribute := getattr(section, key), BaseModel):
-                inner.append((here, attribute))
+                inner.append((here, attribute, chosen))
+            elif isinstance(attribute, dict):
+                inner += [((*here, name), own, True) for name, own in attribute.items()]
             elif value is None:
                 yield f"# {key} is not set"
             else:
@@ -134,9 +141,9 @@ class Settings:
                 is_default = attribute == info.get_default(call_default_factory=True)
                 origin = self._origin(here) or ("default" if is_default else "derived")
                 yield f"{key} = {_masked(_toml(value))}  # {origin}"
-        for here, attribute in inner:
-            yield f"\n[{'.'.join(map(str, here))}]"
-            yield from self._lines(attribute, here)
+        for here, attribute, chosen in inner:
+            yield f"\n[{'.'.join(map(_toml_key, here))}]"
+            yield from self._lines(attribute, here, chosen)
 
     def _origin(self, path: Keys) -> str:
         if _holds(self.from_environment, path):
@@ -170,6 +177,11 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def _toml_key(key: int | str) -> str:
+    """Write a part of a section's name."""
+    return str(key) if _BARE.fullmatch(str(key)) else json.dumps(key)
+
+
 def _masked(text: str) -> str:
     return _PASSWORD.sub(r"\1**********", text)
 
@@ -192,7 +204,10 @@ def _problem_of_variable(model: type[BaseModel], item: Any) -> str:
     name = variable(*item["loc"])
     if item["type"] != "extra_forbidden":
         return f"  {name} = {_masked(repr(item['input']))}: {item['msg']}"
+    *section, _ = item["loc"]
+    of_section = _section(model, (*section,)).model_fields if section else ()
     known = [variable(*path) for path in keys(model)]
+    known += [variable(*section, key) for key in of_section]
     near = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
     return f"  unknown variable {name}: {hint}"
@@ -202,7 +217,7 @@ def keys(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[Any]:
     """Yield the path of each key that is no section."""
     for name, info in model.model_fields.items():
         section = _model_in(info.annotation)
-        if section is None:
+        if section is None or get_origin(info.annotation) is dict:
             yield (*path, name)
         else:
             yield from keys(section, (*path, name))

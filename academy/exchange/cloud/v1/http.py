@@ -18,6 +18,7 @@ from academy.exception import (
     MailboxTerminatedError,
     MessageTooLargeError,
     ProtocolError,
+    QuotaExceededError,
     StorageError,
     SupersededError,
     UnauthorizedError,
@@ -37,6 +38,7 @@ _STATUSES: tuple[tuple[type[AcademyError], int], ...] = (
     (MailboxTerminatedError, 419),
     (MessageTooLargeError, 413),
     (MailboxFullError, 429),
+    (QuotaExceededError, 429),
     (UnauthorizedError, 403),
     (ForbiddenError, 403),
     (SupersededError, 403),
@@ -118,7 +120,8 @@ def refusal(error: AcademyError, status: int | None = None) -> web.Response:
     if status is None:
         status = next((s for kind, s in _STATUSES if isinstance(error, kind)), 500)
     reason = "Mailbox Terminated" if status == 419 else None
-    return web.Response(status=status, reason=reason, text=str(error))
+    later = {"Retry-After": "1"} if status in (429, 503) else None
+    return web.Response(status=status, reason=reason, text=str(error), headers=later)
 
 
 def is_open(request: web.Request) -> bool:
