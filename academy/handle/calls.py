@@ -94,7 +94,7 @@ async def call(
 def new_request(
     client: ExchangeClient,
     handle: Handle[Any],
-    kind: type[ActionRequest],
+    kind: Callable[..., ActionRequest],
     name: str,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],

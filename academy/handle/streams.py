@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from academy.exception import ExchangeError
@@ -20,8 +21,6 @@ from academy.handle.calls import (
 from academy.handle.timeouts import chosen, timed
 from academy.handle.vigil import attended
 from academy.message import (
-    STREAM_BYTES,
-    STREAM_ITEMS,
     Message,
     StreamCredit,
     StreamEnd,
@@ -43,7 +42,12 @@ async def iterate(
     """Run an action that yields; yield its items and raise what it raises."""
     client = client_for(handle)
     seconds = chosen(handle._timeout, client.config.call_timeout)
-    request = new_request(client, handle, StreamRequest, name, args, kwargs, seconds)
+    kind = partial(
+        StreamRequest,
+        room_items=client.config.stream_items,
+        room_bytes=client.config.stream_bytes,
+    )
+    request = new_request(client, handle, kind, name, args, kwargs, seconds)
     async with AsyncExitStack() as stack:
         vigil = None
         if handle._reject_on_inactive:
@@ -151,7 +155,11 @@ class Inlet:
         self._taken += 1
         self._untold += 1
         self._untold_bytes += item.size
-        if self._untold * 2 >= STREAM_ITEMS or self._untold_bytes * 2 >= STREAM_BYTES:
+        config = self._client.config
+        if (
+            self._untold * 2 >= config.stream_items
+            or self._untold_bytes * 2 >= config.stream_bytes
+        ):
             self._grant()
         return item
 

@@ -14,18 +14,46 @@ from academy.message.body import ActionRequest
 from academy.serialize import Part, Payload
 
 STREAM_ITEMS = 32
-"""Items that an agent has on their way to a caller who has not taken them yet."""
+"""Items that an agent has on their way to a caller who wants nothing else."""
 STREAM_BYTES = 4_000_000
-"""Their bytes; the item that reaches it is sent as a whole."""
+"""Their bytes."""
 
 _COUNT = struct.Struct("<Q")
+_ROOM = struct.Struct("<IQ")
 
 
 class StreamRequest(ActionRequest):
-    """Asks an agent to run one of its actions that are async generators."""
+    """Asks an agent to run one of its actions that are async generators.
 
-    __slots__ = ()
+    Attributes:
+        room_items: items that may be on their way to the caller and not taken yet.
+        room_bytes: their bytes; the item that reaches it is sent as a whole.
+    """
+
+    __slots__ = ("room_bytes", "room_items")
     code: ClassVar[int] = 9
+
+    def __init__(
+        self,
+        *fields: Any,
+        room_items: int = STREAM_ITEMS,
+        room_bytes: int = STREAM_BYTES,
+    ) -> None:
+        super().__init__(*fields)
+        self.room_items = room_items
+        self.room_bytes = room_bytes
+
+    def _fields(self) -> list[Part]:
+        return [_ROOM.pack(self.room_items, self.room_bytes), *super()._fields()]
+
+    @classmethod
+    def _read(cls, data: memoryview) -> StreamRequest:
+        if len(data) < _ROOM.size:
+            raise ValueError(f"{len(data)} bytes are too few for a stream's room")
+        request = super()._read(data[_ROOM.size :])
+        assert isinstance(request, cls)
+        request.room_items, request.room_bytes = _ROOM.unpack_from(data)
+        return request
 
 
 class StreamItem:

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 from academy.exception import AcademyError, ActionCancelledError, ExchangeError
 from academy.exchange.mailbox_status import MailboxStatus
 from academy.message import (
-    STREAM_BYTES,
-    STREAM_ITEMS,
     Message,
     StreamEnd,
     StreamItem,
@@ -92,7 +90,10 @@ class Outlet:
         self._bytes += item.size
 
     def _is_full(self) -> bool:
-        return len(self._sizes) >= STREAM_ITEMS or self._bytes >= STREAM_BYTES
+        request = self._request
+        if len(self._sizes) >= request.room_items:
+            return True
+        return self._bytes >= request.room_bytes
 
     def credit(self, taken: int) -> None:
         """Learn how many items the caller has taken."""

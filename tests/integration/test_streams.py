@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -215,6 +216,48 @@ async def test_a_generator_runs_no_further_than_its_caller_has_room(
             assert await anext(items) == n
         await source.handle.add(1, 1)
         assert STREAM_ITEMS < source.agent.yielded <= 2 * STREAM_ITEMS
+
+
+def with_config(factory: HttpExchangeFactory, **config: Any) -> HttpExchangeFactory:
+    factory = copy.copy(factory)
+    factory.client_config = ExchangeClientConfig(**config)
+    return factory
+
+
+@pytest.mark.parametrize("room", [1, 3, 100])
+async def test_a_caller_chooses_how_many_items_are_on_their_way(
+    http_exchange: HttpExchangeFactory, room: int
+) -> None:
+    factory = with_config(http_exchange, stream_items=room)
+    async with running(factory) as source:
+        async with aclosing(aiter(source.handle.count(10_000))) as items:
+            assert await anext(items) == 0
+            await source.handle.add(1, 1)
+            # The first one was taken, and is told of at once if that is half of them.
+            assert source.agent.yielded == (2 if room == 1 else room)
+        assert await take(aiter(source.handle.count(250))) == list(range(250))
+
+
+async def test_a_caller_chooses_how_many_bytes_are_on_their_way(
+    http_exchange: HttpExchangeFactory,
+) -> None:
+    factory = with_config(http_exchange, stream_bytes=STREAM_BYTES * 4)
+    async with (
+        running(factory) as source,
+        aclosing(aiter(source.handle.arrays(STREAM_BYTES))) as arrays,
+    ):
+        await anext(arrays)
+        while source.agent.yielded < 4:
+            await source.handle.add(1, 1)
+        assert source.agent.yielded <= 5
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, 2**32])
+def test_no_room_for_items_is_refused_with_what_was_given(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=f"stream_items is at least 1.*not {wrong}"):
+        ExchangeClientConfig(stream_items=wrong)
+    with pytest.raises(ValueError, match="stream_bytes"):
+        ExchangeClientConfig(stream_bytes=wrong)
 
 
 async def test_large_items_take_more_room(http_exchange: HttpExchangeFactory) -> None:

@@ -64,18 +64,19 @@ coded_errors = st.one_of(
     st.builds(RequestsNotServedError, st.text(min_size=1)),
 )
 counts = st.integers(0, 2**64 - 1)
+rooms = st.integers(0, 2**32 - 1)
+action_fields = (
+    st.text(max_size=60),
+    arguments,
+    st.none() | strategies,
+    st.none() | strategies,
+)
 bodies = st.one_of(
     st.builds(StreamItem, counts, payloads),
     st.builds(StreamCredit, counts),
     st.builds(StreamEnd, counts),
-    st.builds(
-        lambda kind, *fields: kind(*fields),
-        st.sampled_from([ActionRequest, StreamRequest]),
-        st.text(max_size=60),
-        arguments,
-        st.none() | strategies,
-        st.none() | strategies,
-    ),
+    st.builds(ActionRequest, *action_fields),
+    st.builds(StreamRequest, *action_fields, room_items=rooms, room_bytes=rooms),
     st.builds(CancelRequest, st.binary(min_size=16, max_size=16)),
     st.builds(PingRequest),
     st.builds(ShutdownRequest, st.sampled_from([None, True, False])),
