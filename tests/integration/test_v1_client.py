@@ -283,3 +283,22 @@ async def test_calls_over_v1_survive_a_killed_exchange_of_ours(tmp_path: Path) -
             assert await asyncio.gather(*calls) == list(range(150))
             assert await handle.all_numbers() == list(range(150))
         assert factory.speaks_v1
+
+
+async def test_calls_over_v1_follow_an_exchange_that_has_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACADEMY_HOME", str(tmp_path / "home"))
+    with contextlib.ExitStack() as exchanges:
+        first = exchanges.enter_context(ExchangeServer(tmp_path, name="campaign"))
+        factory = first.factory()
+        factory.url += "/v1"  # where there is no newer protocol
+        async with worker(factory) as handle:
+            calls = [asyncio.create_task(handle.number(n)) for n in range(150)]
+            await calls[50]
+            await asyncio.to_thread(first.stop)
+            second = ExchangeServer(tmp_path, name="campaign")
+            await asyncio.to_thread(exchanges.enter_context, second)
+            assert await asyncio.gather(*calls) == list(range(150))
+            assert await handle.all_numbers() == list(range(150))
+        assert factory.address == f"{second.url}/v1"

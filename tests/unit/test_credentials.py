@@ -32,6 +32,7 @@ def test_an_exchange_of_a_name_is_found_wherever_it_was() -> None:
 
     for url in (FIRST, SECOND, THIRD):
         assert current_address(f"{url}/") == THIRD
+        assert current_address(f"{url}/v1/") == f"{THIRD}/v1"
         assert find_token(url) == "t2"
         assert find_fingerprint(url) == "f2"
     assert find_url("other") == current_address("http://other:1") == "http://other:1"
@@ -48,6 +49,7 @@ def test_one_without_a_name_is_forgotten_and_leads_nowhere_else() -> None:
     remember(FIRST, token="t")
     remember(SECOND, token="u")
     assert current_address(FIRST) == FIRST
+    assert current_address(f"{FIRST}0/v1") == f"{FIRST}0/v1"
     forget(FIRST)
     assert known_exchanges() == {SECOND: {"token": "u"}}
 

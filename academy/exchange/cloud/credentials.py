@@ -75,7 +75,11 @@ def current_address(url: str) -> str:
 
 def _address(known: Mapping[str, dict[str, Any]], url: str) -> str:
     url = url.rstrip("/")
-    return str(known.get(url, {}).get("moved", url))
+    for old, facts in known.items():
+        path = url.removeprefix(old)  # such as that of an older protocol
+        if "moved" in facts and url.startswith(old) and path[:1] in ("", "/"):
+            return str(facts["moved"]) + path
+    return url
 
 
 def claims_of(token: str | None) -> dict[str, Any]:

@@ -82,6 +82,7 @@ class V1Requests:
         self._has_token = False
         self._getting_token = asyncio.Lock()
         self._stream_renewed = False
+        self._address = factory.address
         self._trust = factory.trust
         # Each mailbox holds one connection for its stream.
         self._http = aiohttp.ClientSession(
@@ -197,23 +198,27 @@ class V1Requests:
         headers |= self._factory.additional_headers
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
-        async with self._http.request(
-            method,
-            self._factory.url + path,
-            # A file, since aiohttp warns of large bodies that are none.
-            data=io.BytesIO(json.dumps(parameters).encode()),
-            headers=headers,
-            ssl=self._trust,
-            timeout=timeout,
-        ) as response:
-            try:
-                yield response
-            finally:
-                # There is one if the response has not been read to its end.
-                if (connection := response.connection) is not None:
-                    transport = connection.transport
-                    response.close()
-                    break_off(transport)
+        try:
+            async with self._http.request(
+                method,
+                self._address + path,
+                # A file, since aiohttp warns of large bodies that are none.
+                data=io.BytesIO(json.dumps(parameters).encode()),
+                headers=headers,
+                ssl=self._trust,
+                timeout=timeout,
+            ) as response:
+                try:
+                    yield response
+                finally:
+                    # There is one if the response has not been read to its end.
+                    if (connection := response.connection) is not None:
+                        transport = connection.transport
+                        response.close()
+                        break_off(transport)
+        except _TROUBLE:
+            self._address = self._factory.address  # it may be elsewhere by now
+            raise
 
     async def _find_token(self) -> str | None:
         if not self._has_token:
