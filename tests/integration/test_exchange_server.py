@@ -619,9 +619,40 @@ async def test_an_oversized_frame_closes_its_connection_only(
         with contextlib.suppress(ConnectionError):
             await client.ws.send_bytes(bytes(40_000_000))
 
-    await logged(exchange, "closed the connection of eve: Message size 40000000")
+    await logged(
+        exchange, "closed the connection of eve: Received frame with payload size"
+    )
     assert await ping(user)
     assert "lost" not in caplog.text
+
+
+async def test_a_client_whose_handshake_is_wrong_is_told_so(
+    exchange: ExchangeServer,
+) -> None:
+    token = exchange.authority.user_token("eve")
+    headers = {
+        protocol.PROTOCOL_HEADER: str(protocol.PROTOCOL),
+        protocol.SESSION_HEADER: "ab" * 16,
+        "Authorization": f"Bearer {token}",
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+    }
+    url = exchange.url + protocol.PATH
+    async with (
+        aiohttp.ClientSession() as http,
+        http.get(url, headers=headers) as answer,
+    ):
+        assert answer.status == 400
+        assert "not the handshake of a WebSocket" in await answer.text()
+
+
+async def test_text_is_not_expected(exchange: ExchangeServer) -> None:
+    async with RawClient(exchange.url, exchange.authority.user_token("eve")) as client:
+        await client.ws.send_str("hello")
+        await client.closed()
+
+    await logged(exchange, "closed the connection of eve: a TEXT message")
 
 
 async def test_a_message_that_is_garbage_inside_disturbs_nobody(
@@ -993,16 +1024,16 @@ async def test_an_exchange_in_this_process_serves_its_clients(
     """`create_app` is for who runs it in a server of their own."""
     from aiohttp import web
 
-    from academy.exchange.cloud.app import create_app
+    from academy.exchange.cloud.app import SERVER, create_app
     from academy.exchange.cloud.config import BackendConfig, ExchangeServingConfig
 
-    config = ExchangeServingConfig(backend=BackendConfig(kind="memory"))
-    runner = web.AppRunner(create_app(config), shutdown_timeout=5)
+    app = create_app(ExchangeServingConfig(backend=BackendConfig(kind="memory")))
+    runner = web.AppRunner(app, shutdown_timeout=5)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    token = config.auth.user_token()
+    token = app[SERVER].authority.user_token("tester")
     registration = await register(HttpExchangeFactory(url, token=token))
     async with Server(tmp_path / "record") as server:
         await server.start(HttpExchangeFactory(url, token=token), registration)

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from academy.exception import MailboxFullError
 from academy.exchange.cloud import HttpExchangeFactory, find_url, protocol
-from academy.exchange.cloud.app import GROUP, create_app
+from academy.exchange.cloud.app import GROUP, SERVER, create_app
 from academy.exchange.cloud.config import BackendConfig, ExchangeServingConfig
 from academy.exchange.cloud.operations.logs import BURST
 from tests.support.calls import Server, call, calls_from, register
@@ -230,13 +230,12 @@ async def test_an_operator_decides_who_sees_metrics(
 
 
 async def test_an_exchange_that_ends_says_so_and_takes_nobody_in() -> None:
-    config = ExchangeServingConfig(backend=BackendConfig(kind="memory"))
-    app = create_app(config)
+    app = create_app(ExchangeServingConfig(backend=BackendConfig(kind="memory")))
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    token = config.auth.user_token()
+    token = app[SERVER].authority.user_token("tester")
     async with RawClient(url, token) as client:
         await app.shutdown()
         assert (await client.closed())[0] == aiohttp.WSCloseCode.SERVICE_RESTART

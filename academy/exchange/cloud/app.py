@@ -28,6 +28,7 @@ from academy.exchange.cloud.namespaces import Namespaces
 from academy.exchange.cloud.operations.logs import current_client
 from academy.exchange.cloud.operations.routes import Operations
 from academy.exchange.cloud.security.auth import Authority, Credentials, bearer
+from academy.exchange.cloud.upgrade import Answered, upgraded
 from academy.exchange.cloud.v1 import routes as v1_routes
 from academy.exchange.errors import pack_error
 
@@ -132,6 +133,8 @@ class Server:
                 )
             broker = await self.namespaces.broker(credentials.namespace)
             broker.check_room(session)
+            if not web.WebSocketResponse().can_prepare(request):
+                raise ProtocolError("this is not the handshake of a WebSocket")
         except QuotaExceededError as error:
             return self._refuse(request, 429, error)
         except UnauthorizedError as error:
@@ -142,27 +145,23 @@ class Server:
             return self._refuse(request, 400, error)
         except ValueError as error:
             return self._refuse(request, 400, ProtocolError(str(error)))
-        ws = web.WebSocketResponse(
-            max_msg_size=self.max_frame_bytes,
+        # Without a pause since there was room for it.
+        with upgraded(
+            request,
             heartbeat=self.config.heartbeat_interval,
-            compress=False,
-        )
-        await ws.prepare(request)
-        try:
-            connection = Connection(broker, self.authority, ws, session, credentials)
-        except QuotaExceededError as error:  # others were faster
-            await ws.close(
-                code=WSCloseCode.TRY_AGAIN_LATER, message=str(error).encode()[:120]
+            max_message_bytes=self.max_frame_bytes,
+        ) as websocket:
+            connection = Connection(
+                broker, self.authority, websocket, session, credentials
             )
-            return ws
-        self.operations.connections[connection] = credentials.namespace
-        logger.debug("connected from %s", request.remote)
-        try:
-            await connection.serve()
-        finally:
-            logger.debug("disconnected from %s", request.remote)
-            self.operations.disconnected(connection)
-        return ws
+            self.operations.connections[connection] = credentials.namespace
+            logger.debug("connected from %s", request.remote)
+            try:
+                await connection.serve()
+            finally:
+                logger.debug("disconnected from %s", request.remote)
+                self.operations.disconnected(connection)
+        return Answered()
 
     def _admit(self, request: web.Request, session: bytes) -> Credentials:
         version = request.headers.get(protocol.PROTOCOL_HEADER)

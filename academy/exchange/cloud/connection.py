@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import asdict, replace
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WSCloseCode
 
 from academy.exception import (
     AcademyError,
@@ -23,7 +26,8 @@ from academy.exchange.broker import Broker
 from academy.exchange.cloud import protocol
 from academy.exchange.cloud.security.auth import Authority, Credentials
 from academy.exchange.cloud.transfers import Transfers
-from academy.exchange.cloud.writer import Writer, in_steps
+from academy.exchange.cloud.websocket import WebSocket
+from academy.exchange.cloud.writer import Writer
 from academy.exchange.errors import pack_error
 from academy.exchange.presence import Presence, unpack_place
 from academy.exchange.store import (
@@ -54,6 +58,7 @@ _unpack = protocol.MESSAGE.unpack_from
 
 
 Method = Callable[["Connection", dict[str, Any], Credentials], Coroutine[Any, Any, Any]]
+Records = Iterator[tuple[int, memoryview]]
 Call = tuple[int, Method, dict[str, Any]]
 
 
@@ -64,22 +69,24 @@ class Connection:
     mailbox's own token; `_credentials` keeps what each of them may do, and `_cut` whose
     token is void.
 
-    Invariant: `_stored` is the sequence number up to which all is stored, or 0 when
+    Invariants: `_stored` is the sequence number up to which all is stored, or 0 when
     the client has been told; `_awaited` says that it waits to be told of the latest.
+    `_busy` works off what is `_waiting`, since something has to be awaited for it;
+    meanwhile nothing is read.
     """
 
     def __init__(
         self,
         broker: Broker,
         authority: Authority,
-        ws: web.WebSocketResponse,
+        websocket: WebSocket,
         session: bytes,
         credentials: Credentials,
     ) -> None:
         self._authority = authority
         self._broker = broker
-        self._ws = ws
-        self._writer = Writer(in_steps(ws.send_bytes), self._confirmation)
+        self._websocket = websocket
+        self._writer = Writer(websocket.send, self._confirmation)
         self.received = 0
         self._stored = 0
         self._awaited = False
@@ -88,6 +95,10 @@ class Connection:
         self._cut: set[bytes] = set()
         self._session = self._broker.connect(session, self)
         self._transfers = Transfers(broker, self._session, self._writer)
+        self._loop = asyncio.get_running_loop()
+        self._context = copy_context()
+        self._waiting: deque[Records] = deque()
+        self._busy: asyncio.Task[None] | None = None
 
     @property
     def sent(self) -> int:
@@ -99,15 +110,9 @@ class Connection:
         pumping = asyncio.create_task(self._transfers.pump.run())
         try:
             await self._welcome()
-            async for message in self._ws:
-                if message.type is WSMsgType.ERROR:
-                    raise ProtocolError(str(message.data))
-                if message.type is not WSMsgType.BINARY:
-                    raise ProtocolError(
-                        f"a {message.type.name} message is not expected"
-                    )
-                self.received += len(message.data)
-                await self._work_off(message.data)
+            self._websocket.start(self._receive)
+            self._websocket.resume_reading()
+            await self._websocket.ended
         except ProtocolError as error:
             logger.warning("closed the connection of %s: %s", self._user.subject, error)
             await self.close(WSCloseCode.PROTOCOL_ERROR, str(error))
@@ -118,8 +123,11 @@ class Connection:
             await self.close(WSCloseCode.SERVICE_RESTART, str(error))
         finally:
             self._broker.disconnect(self._session)
-            pumping.cancel()
-            await asyncio.wait([pumping])
+            self._waiting.clear()
+            tasks = [pumping] if self._busy is None else [pumping, self._busy]
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             await self._writer.close()
 
     async def _welcome(self) -> None:
@@ -138,9 +146,56 @@ class Connection:
         )
         await self.renew()
 
-    async def _work_off(self, data: bytes) -> None:
+    def _receive(self, message: bytes) -> None:
+        """Work off what one WebSocket message says, or as much as needs no waiting."""
+        self.received += len(message)
+        records = protocol.records(message)
+        if self._busy is not None:
+            self._waiting.append(records)
+            return
+        left = protocol.BURST
+        for kind, record in records:
+            if kind == protocol.SEND:
+                self._take(record)
+            elif not self._note(kind, record):
+                self._waiting.append(chain([(kind, record)], records))
+                break
+            left -= 1
+            if not left:
+                self._waiting.append(records)
+                break
+        else:
+            return
+        self._websocket.pause_reading()
+        self._busy = self._loop.create_task(self._catch_up(), context=self._context)
+
+    def _note(self, kind: int, record: memoryview) -> bool:
+        """Learn what a record says, unless something has to be awaited for that."""
+        if kind == protocol.SEND:
+            self._take(record)
+        elif kind == protocol.RECEIPT:
+            self._broker.acknowledge(self._session, protocol.read_count(record))
+        elif kind == protocol.CONFIRM:
+            self._broker.heard(self._session, protocol.read_confirm(record))
+        else:
+            return False
+        return True
+
+    async def _catch_up(self) -> None:
+        """Work off what is waiting, in order."""
+        try:
+            while self._waiting:
+                await self._work_off(self._waiting[0])
+                self._waiting.popleft()
+        except Exception as error:
+            self._websocket.fail(error)
+        finally:
+            self._busy = None
+        self._websocket.resume_reading()
+
+    async def _work_off(self, records: Records) -> None:
         calls: list[Call] = []
-        for count, (kind, record) in enumerate(protocol.records(data), 1):
+        for count, (kind, record) in enumerate(records, 1):
             if kind == protocol.CALL:
                 number, content = protocol.read_numbered(record)
                 method = _method(content)
@@ -152,14 +207,7 @@ class Connection:
                 continue
             if calls:
                 await self._answer(calls)
-            if kind == protocol.SEND:
-                self._take(record)
-            elif kind == protocol.RECEIPT:
-                received = protocol.read_count(record)
-                self._broker.acknowledge(self._session, received)
-            elif kind == protocol.CONFIRM:
-                self._broker.heard(self._session, protocol.read_confirm(record))
-            else:
+            if not self._note(kind, record):
                 await self._transfers.learn(kind, record)
             if not count % protocol.BURST:
                 await asyncio.sleep(0)
@@ -218,7 +266,7 @@ class Connection:
         """Send what is queued and close the WebSocket."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._writer.flushed(), 1)
-        await self._ws.close(code=code, message=reason.encode()[:120])
+        await self._websocket.close(code, reason)
 
     def _take(self, record: memoryview) -> None:
         _, _, flags, sequence, answers, dest, src, tag = _unpack(record)

@@ -34,6 +34,7 @@ class WebSocket(WSListener):
         max_message_bytes: largest message that is taken; None for any.
 
     Attributes:
+        opened: whether the handshake is over.
         ended: done when nothing more will be taken: says why, or has the error that
             taking a message has raised.
         code: with which the far side has closed; None when it went without a word.
@@ -48,6 +49,7 @@ class WebSocket(WSListener):
         self._room: asyncio.Future[None] | None = None
         self._closing = False
         self._gone: asyncio.Future[None] = self._loop.create_future()
+        self.opened = False
         self.ended: asyncio.Future[str] = self._loop.create_future()
         self.code: int | None = None
 
@@ -96,6 +98,7 @@ class WebSocket(WSListener):
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
+        self.opened = True
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         kind = frame.msg_type
@@ -126,11 +129,16 @@ class WebSocket(WSListener):
         self._gone.set_result(None)
         if self._room is not None:
             self._room.cancel()
-        if not self.ended.done():
-            # Without a word of the far side, one of ours is about a ping.
-            silent = transport.close_handshake is not None
-            why = "no answer in time" if silent else "the connection is broken"
-            self.ended.set_result(why)
+        if self.ended.done():
+            return
+        # Without a word of the far side: what we have said, picows has said for us.
+        said = transport.close_handshake and transport.close_handshake.sent
+        if not said:
+            self.ended.set_result("the connection is broken")
+        elif said.code is WSCloseCode.GOING_AWAY:
+            self.ended.set_result("no answer in time")
+        else:
+            self.ended.set_exception(ProtocolError(said.reason))
 
     # ---
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
-from typing import Any
+from collections.abc import Callable
 
 from academy.serialize import Part
 
@@ -16,7 +14,6 @@ LATE_SECONDS = 0.005
 """How long a record that can wait for company waits for it."""
 
 Send = Callable[[bytes], "asyncio.Future[None] | None"]
-Sending = Coroutine[Any, Any, None]
 
 
 class Writer:
@@ -157,28 +154,3 @@ class Writer:
         parts, self._parts = self._parts, []
         self._size = 0
         return b"".join(parts)
-
-
-def in_steps(send: Callable[[bytes], Sending]) -> Send:
-    """Begin to send at once what takes a coroutine; a task finishes it, if need be."""
-    loop = asyncio.get_running_loop()
-
-    def begin(message: bytes) -> asyncio.Future[None] | None:
-        sending = send(message)
-        try:
-            waits_for = sending.send(None)
-        except StopIteration:
-            return None
-        return loop.create_task(_go_on(sending, waits_for))
-
-    return begin
-
-
-@types.coroutine
-def _go_on(sending: Sending, waits_for: Any) -> Generator[Any, Any, None]:
-    """Let a task finish a coroutine that was begun outside of any."""
-    try:
-        yield waits_for
-        yield from sending
-    finally:
-        sending.close()

@@ -24,9 +24,8 @@ class Latency:
         self.counts = [0] * (len(BOUNDS) + 1)
         self.seconds = 0.0
 
-    def add(self, begun: float) -> None:
-        """Count an operation that ends now."""
-        took = perf_counter() - begun
+    def add(self, took: float) -> None:
+        """Count an operation that took so many seconds."""
         self.counts[bisect_left(BOUNDS, took)] += 1
         self.seconds += took
 
@@ -62,7 +61,8 @@ class MeasuredStore:
         except StorageError:
             self.failing = True
             raise
-        self._wrote(begun)
+        self.committing.add(perf_counter() - begun)
+        self.failing = False
 
     @property
     def commit_now(self) -> Callable[[Changes], None] | None:
@@ -77,16 +77,13 @@ class MeasuredStore:
         except StorageError:
             self.failing = True
             raise
-        self._wrote(begun)
-
-    def _wrote(self, begun: float) -> None:
-        self.committing.add(begun)
+        self.committing.add(perf_counter() - begun)
         self.failing = False
 
     async def pending(self, dest: bytes, after: int, limit: int) -> list[Envelope]:
         begun = perf_counter()
         page = await self._store.pending(dest, after, limit)
-        self.reading.add(begun)
+        self.reading.add(perf_counter() - begun)
         return page
 
     async def expired(
@@ -94,7 +91,7 @@ class MeasuredStore:
     ) -> tuple[list[Envelope], float | None]:
         begun = perf_counter()
         found = await self._store.expired(now, limit)
-        self.reading.add(begun)
+        self.reading.add(perf_counter() - begun)
         return found
 
     async def close(self) -> None:
