@@ -30,15 +30,11 @@ from academy.exchange.cloud.operations.routes import Operations
 from academy.exchange.cloud.security.auth import Authority, Credentials, bearer
 from academy.exchange.cloud.upgrade import Answered, upgraded
 from academy.exchange.cloud.v1 import routes as v1_routes
+from academy.exchange.cloud.writer import CHUNK_BYTES
 from academy.exchange.errors import pack_error
 
 logger = logging.getLogger(__name__)
 
-CALL_BYTES = 32_000_000
-"""What a WebSocket message may hold beside messages.
-
-A worker that connects again names each request that it works on, in some forty bytes.
-"""
 ENDING = "the exchange is about to end: connect again"
 GROUP = 100
 """Clients that are disconnected at once when it ends."""
@@ -86,8 +82,9 @@ class Server:
 
     @property
     def max_frame_bytes(self) -> int:
-        """Bytes of the largest WebSocket message: a large record among small ones."""
-        return self.namespaces.limits.spill_bytes + CALL_BYTES
+        """Bytes of the largest WebSocket message: a large record behind small ones."""
+        message = self.namespaces.limits.spill_bytes + protocol.MESSAGE.size
+        return CHUNK_BYTES + max(message, protocol.CALL_BYTES)
 
     async def run(self, app: web.Application) -> AsyncIterator[None]:
         """Keep the stores open for as long as the application runs."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from academy.exception import SupersededError
 from academy.exchange.cloud import protocol
+from academy.exchange.cloud.calls import batched
 from academy.exchange.cloud.downloads import Downloads
 from academy.exchange.errors import unpack_error
 from academy.exchange.presence import pack_place
@@ -101,19 +102,21 @@ class Attachments:
             return
         for box in boxes:
             box.inbox.rewind(last_number)
-        mailboxes = self._holdings(tokens, posted)
-        done = calls.ask(writer, method="attach", mailboxes=mailboxes)
-        done.add_done_callback(functools.partial(self._attached_again, boxes))
-        if coming := self.downloads.coming():
+        for batch in _in_calls(self._holdings(tokens, posted)):
+            attached, mailboxes = zip(*batch, strict=True)
+            done = calls.ask(writer, method="attach", mailboxes=mailboxes)
+            done.add_done_callback(functools.partial(self._attached_again, attached))
+        for coming in batched(self.downloads.coming().items()):
             # What is still there is offered again, and goes on where it was.
-            calls.ask(writer, self._missing, method="missing", mailboxes=coming)
+            mailboxes = dict(coming)
+            calls.ask(writer, self._missing, method="missing", mailboxes=mailboxes)
 
     def _missing(self, numbers: list[int]) -> None:
         for number in numbers:
             self.downloads.drop(number)
 
     def _attached_again(
-        self, boxes: list[Attachment], done: asyncio.Future[Any]
+        self, boxes: Sequence[Attachment], done: asyncio.Future[Any]
     ) -> None:
         if done.cancelled() or done.exception() is not None:
             return
@@ -126,7 +129,8 @@ class Attachments:
 
     def _holdings(
         self, tokens: Mapping[bytes, str], posted: Iterable[Message]
-    ) -> list[dict[str, Any]]:
+    ) -> Iterator[tuple[Attachment, dict[str, Any]]]:
+        """Yield what to say of each mailbox, in steps where that is a lot."""
         held = {uid: list(box.inbox.held()) for uid, box in self._attached.items()}
         for uid in held if self.downloads.lanes else ():
             held[uid] += self.downloads.held(uid)
@@ -134,12 +138,12 @@ class Attachments:
             uid = message.src.uid.bytes
             if uid in held and message.is_response():
                 held[uid].append(message.tag)
-        return [
-            attach_arguments(
-                box, tokens.get(uid, box.token), resume=True, held=held[uid]
-            )
-            for uid, box in self._attached.items()
-        ]
+        for uid, box in self._attached.items():
+            token = tokens.get(uid, box.token)
+            *steps, last = batched(held[uid], protocol.HELD_AT_ONCE) or [[]]
+            for tags in steps:
+                yield box, attach_arguments(box, token, tags, resume=True, more=True)
+            yield box, attach_arguments(box, token, last, resume=True)
 
     def deliver(self, record: memoryview) -> bool:
         """Take a message; return whether it is here, and not only begun."""
@@ -169,9 +173,10 @@ class Attachments:
 def attach_arguments(
     box: Attachment,
     token: str | None,
+    held: Iterable[bytes] = (),
     *,
     resume: bool = False,
-    held: list[bytes] | None = None,
+    more: bool = False,
 ) -> dict[str, Any]:
     """Describe a mailbox to attach, in the words of the call."""
     return {
@@ -179,6 +184,24 @@ def attach_arguments(
         "token": token,
         "incarnation": box.incarnation.hex(),
         "resume": resume,
-        "held": [tag.hex() for tag in held or ()],
+        "held": [tag.hex() for tag in held],
+        "more": more,
         "place": pack_place(place()),
     }
+
+
+def _in_calls(
+    items: Iterable[tuple[Attachment, dict[str, Any]]],
+) -> Iterator[list[tuple[Attachment, dict[str, Any]]]]:
+    """Cut what there is to attach into calls that are not too large."""
+    batch: list[tuple[Attachment, dict[str, Any]]] = []
+    tags = 0
+    for box, item in items:
+        tags += len(item["held"])
+        is_full = len(batch) == protocol.MAILBOXES_AT_ONCE
+        if batch and (is_full or tags > protocol.HELD_AT_ONCE):
+            yield batch
+            batch, tags = [], len(item["held"])
+        batch.append((box, item))
+    if batch:
+        yield batch

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from academy.exchange.cloud import protocol
 from academy.exchange.cloud.writer import Writer
 from academy.exchange.errors import unpack_error
 
+Item = TypeVar("Item")
 Told = Callable[[Any], None]
 
 
@@ -105,6 +106,14 @@ class Calls:
         for call in calls.values():
             if not call.done.done():
                 call.done.set_exception(error)
+
+
+def batched(
+    items: Iterable[Item], size: int = protocol.MAILBOXES_AT_ONCE
+) -> list[list[Item]]:
+    """Cut items into lists of at most `size`, as one call takes them."""
+    whole = list(items)
+    return [whole[start : start + size] for start in range(0, len(whole), size)]
 
 
 def _retrieve(done: asyncio.Future[Any]) -> None:

@@ -12,6 +12,7 @@ from uuid import UUID
 from academy.exception import ExchangeError
 from academy.exchange.client_config import ExchangeClientConfig
 from academy.exchange.cloud import protocol
+from academy.exchange.cloud.calls import batched
 from academy.exchange.cloud.connector import is_unknown_path
 from academy.exchange.cloud.credentials import (
     claims_of,
@@ -333,8 +334,15 @@ class HttpExchangeTransport(NoPickleMixin):
         self, agents: Sequence[tuple[type[Agent], str | None]]
     ) -> list[AgentRegistration[Any]]:
         made = new_agents(agents)
-        items = [_mailbox(record) for _, record in made]
-        tokens = await self._call("register", mailboxes=items)
+        tokens: list[str | None] = []
+        try:
+            for batch in batched(_mailbox(record) for _, record in made):
+                tokens += await self._call("register", mailboxes=batch)
+        except (ExchangeError, TimeoutError):
+            # All or none, as if one call could name them all.
+            undone = [self.terminate(aid) for aid, _ in made[: len(tokens)]]
+            await asyncio.gather(*undone, return_exceptions=True)
+            raise
         return [
             AgentRegistration(aid, token)
             for (aid, _), token in zip(made, tokens, strict=True)

@@ -46,6 +46,8 @@ MAX_REASON = 10_000
 """Characters that are kept of the reason for a termination."""
 NEWS_AT_ONCE = 1_000
 """Mailboxes in one NEWS record."""
+MOST_GATHERED = 1_000_000
+"""Requests that a client names in steps."""
 TOKENS_AT_ONCE = 100
 """Tokens in one TOKENS record: to sign them takes a millisecond or two."""
 
@@ -93,6 +95,7 @@ class Connection:
         self._user = credentials
         self._credentials: dict[bytes, Credentials] = {}
         self._cut: set[bytes] = set()
+        self._gathered: dict[bytes, list[Any]] = {}
         self._session = self._broker.connect(session, self)
         self._transfers = Transfers(broker, self._session, self._writer)
         self._loop = asyncio.get_running_loop()
@@ -298,6 +301,12 @@ class Connection:
         self, number: int, method: Method, content: dict[str, Any]
     ) -> None:
         try:
+            named = len(content.get("mailboxes", content.get("uids", ())))
+            if named > protocol.MAILBOXES_AT_ONCE:
+                raise ProtocolError(
+                    f"a call names {named} mailboxes, which is more than "
+                    f"{protocol.MAILBOXES_AT_ONCE}: make several calls"
+                )
             result = await method(self, content, self._speaker(content))
             reply = {"result": result}
         except StorageError as error:
@@ -309,7 +318,7 @@ class Connection:
         except _SENSELESS as error:
             raise ProtocolError(f"a call that makes no sense: {error!r}") from error
         self._writer.put(protocol.numbered(protocol.REPLY, number, reply))
-        if method is Connection._attach:
+        if method is Connection._attach and "result" in reply:
             uids = [UUID(item["uid"]).bytes for item in content["mailboxes"]]
             self._broker.start(self._session, uids)
             await self.renew(uids)
@@ -367,12 +376,15 @@ class Connection:
             creator = self._broker.creator(uid)
             if creator and not credentials.may_attach(uid, creator):
                 raise ForbiddenError("the token does not open this mailbox")
+            held = self._gather(item, uid, map(bytes.fromhex, item.get("held", ())))
+            if held is None:
+                return None
             await self._broker.attach(
                 self._session,
                 uid,
                 bytes.fromhex(item["incarnation"]),
                 resume=bool(item.get("resume")),
-                held=[bytes.fromhex(tag) for tag in item.get("held", ())],
+                held=held,
                 place=unpack_place(item.get("place")),
             )
             self._credentials[uid] = credentials
@@ -385,11 +397,26 @@ class Connection:
             return pack_error(error)
         return None
 
+    def _gather(
+        self, said: dict[str, Any], uid: bytes, items: Iterable[Any]
+    ) -> list[Any] | None:
+        """Return what was said of a mailbox in steps; None while more is to follow."""
+        gathered = self._gathered.pop(uid, [])
+        gathered.extend(items)
+        if not said.get("more"):
+            return gathered
+        self._gathered[uid] = gathered
+        if sum(map(len, self._gathered.values())) > MOST_GATHERED:
+            raise ProtocolError(f"more than {MOST_GATHERED} requests are named")
+        return None
+
     async def _detach(self, call: dict[str, Any], by: Credentials) -> None:
         uid = UUID(call["uid"]).bytes
+        released = self._gather(call, uid, map(int, call.get("released", ())))
+        if released is None:
+            return
         self._credentials.pop(uid, None)
         self._transfers.forget(uid)
-        released = [int(number) for number in call.get("released", ())]
         await self._broker.detach(self._session, uid, released)
 
     async def _terminate(self, call: dict[str, Any], by: Credentials) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from academy.exception import ProtocolError
 from academy.exchange.cloud import protocol
+from academy.exchange.cloud.calls import batched
 from academy.exchange.cloud.pump import Pump
 from academy.exchange.cloud.writer import Writer
 
@@ -173,7 +174,7 @@ class Conversation:
             *(calls, writer, welcome["number"]),
             *(link.connector.tokens, sender.unconfirmed()),
         )
-        if uids := link.watching.everybody():
+        for uids in batched(link.watching.everybody()):
             calls.ask(writer, method="watch", uids=[uid.hex() for uid in uids])
         self.welcomed = True
         # The exchange may have lost the bodies of large messages.

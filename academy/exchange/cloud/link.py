@@ -24,7 +24,7 @@ from academy.exception import (
 )
 from academy.exchange.cloud import protocol
 from academy.exchange.cloud.attachments import Attachments, attach_arguments
-from academy.exchange.cloud.calls import Calls
+from academy.exchange.cloud.calls import Calls, batched
 from academy.exchange.cloud.connector import FIRST_PAUSE, LONGEST_PAUSE, Connector
 from academy.exchange.cloud.conversation import Conversation
 from academy.exchange.cloud.sender import MessageSender
@@ -176,17 +176,26 @@ class Link:
             method: what is asked for.
             then: told the result before anything that came behind it is read.
             **arguments: of the method.
+
+        Raises:
+            ExchangeError: the exchange refuses, or the arguments are too large.
         """
         if self._error is not None:
             raise self._error
         content = {"method": method, **arguments}
         after = self.sender.outbox.last_sequence
         number, done = self.calls.begin(content, after, then)
-        if (writer := self.sender.writer) is not None:
-            # Receipts go before, since the call may let go of what they are about.
-            writer.put_late()
-            writer.put(protocol.numbered(protocol.CALL, number, content))
+        record = protocol.numbered(protocol.CALL, number, content)
         try:
+            if len(record) > protocol.CALL_BYTES:
+                raise ExchangeError(
+                    f"the call {method!r} has {len(record)} bytes, and an exchange "
+                    f"takes {protocol.CALL_BYTES}"
+                )
+            if (writer := self.sender.writer) is not None:
+                # Receipts go before, since the call may let go of what they are about.
+                writer.put_late()
+                writer.put(record)
             return await done
         finally:
             self.calls.drop(number)
@@ -228,25 +237,33 @@ class Link:
         released = released + self.attachments.remove(uid)
         # Without a connection there is nothing to detach from: the next one
         # attaches only what is attached here.
-        if self.sender.writer is not None:
+        if (writer := self.sender.writer) is not None:
             with suppress(ExchangeError, TimeoutError):
-                call = self.call(
-                    "detach", uid=box.mailbox_id.uid.hex, released=released
-                )
-                await asyncio.wait_for(call, _CLOSE_PATIENCE)
+                async with asyncio.timeout(_CLOSE_PATIENCE):
+                    await self._let_go(writer, box.mailbox_id.uid.hex, released)
+
+    async def _let_go(self, writer: Writer, uid: str, released: list[int]) -> None:
+        *steps, last = batched(released, protocol.HELD_AT_ONCE) or [[]]
+        for numbers in steps:
+            self.calls.tell(
+                writer, method="detach", uid=uid, released=numbers, more=True
+            )
+        await self.call("detach", uid=uid, released=last)
 
     async def watch(
         self, user: object, uids: Collection[EntityId], callback: PresenceCallback
     ) -> None:
         """Have a callback told where owners are; see `ExchangeTransport.watch`."""
         self.watching.add(user, uids, callback)
-        await self.call("watch", uids=[uid.uid.hex for uid in uids])
+        for some in batched(uids):
+            await self.call("watch", uids=[uid.uid.hex for uid in some])
 
     def unwatch(self, user: object, uids: Collection[EntityId] | None) -> None:
         """Tell a user of this link no more about these, or about anybody."""
         left = self.watching.remove(user, uids)
         # Nobody need wait for it: news of them are dropped here, and the next
         # connection watches only what is watched here.
-        if left and (writer := self.sender.writer) is not None:
-            uids_left = [uid.hex() for uid in left]
-            self.calls.tell(writer, method="unwatch", uids=uids_left)
+        if (writer := self.sender.writer) is not None:
+            for some in batched(left):
+                uids_left = [uid.hex() for uid in some]
+                self.calls.tell(writer, method="unwatch", uids=uids_left)

@@ -78,6 +78,14 @@ REDELIVERED = 128
 AWAITED = 64
 """Flag of a message whose sender waits until it is confirmed."""
 
+MAILBOXES_AT_ONCE = 1_000
+"""Mailboxes that one CALL names at most."""
+HELD_AT_ONCE = 20_000
+"""Requests that it names: a mailbox with more is attached in steps, `more` of which
+follow, and let go of likewise."""
+CALL_BYTES = 2_000_000
+"""Bytes of a CALL at most."""
+
 BURST = 64
 """Records of one WebSocket message that are worked off before others get their turn.
 

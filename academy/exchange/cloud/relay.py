@@ -46,7 +46,7 @@ class Relay:
         ownership: knows where that is.
         identify: tells who asks, and hence of which namespace a request is.
         paths: the routes that belong to a namespace.
-        max_frame_bytes: largest WebSocket message.
+        max_frame_bytes: largest WebSocket message of a client.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Relay:
                     autoping=False,
                     autoclose=False,
                     compress=0,
-                    max_msg_size=self._max_frame_bytes,
+                    max_msg_size=0,  # it is one of us
                     ssl=trust(peer.fingerprint, verify=True),
                     timeout=aiohttp.ClientWSTimeout(ws_close=1),
                 )
