@@ -91,5 +91,6 @@ class Refusals:
 
     def settle(self, changes: Changes) -> None:
         """Have the store forget what was heard. That never is urgent."""
-        changes.settled += self._heard
-        self._heard.clear()
+        if self._heard:
+            changes.settled += self._heard
+            self._heard.clear()

@@ -91,11 +91,11 @@ class References:
 
     def follow(self, changes: Changes) -> list[bytes]:
         """Learn of a transaction; return the keys of the bodies that it leaves over."""
+        if not self._keys and not changes.large:  # as in nearly every transaction
+            return []
         for envelope in changes.large:
             body = Body.unpacked(envelope.payload)
             self._keys.setdefault(envelope.dest, {})[envelope.number] = body.key
-        if not self._keys:
-            return []
         gone = []
         for dest, number in changes.settled:
             box = self._keys.get(dest)

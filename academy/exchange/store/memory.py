@@ -38,7 +38,8 @@ class MemoryStore:
         self.commit_now(changes)
 
     def commit_now(self, changes: Changes) -> None:
-        self._mailboxes.update(changes.mailboxes)
+        if changes.mailboxes:
+            self._mailboxes.update(changes.mailboxes)
         self._sessions.update(changes.sessions)
         messages = self._messages
         for envelope in changes.added:
@@ -60,7 +61,8 @@ class MemoryStore:
             heapq.heappush(self._by_expiry, (due, uid, number))
         for uid in changes.removed:
             self._mailboxes.pop(uid, None)
-        self.bodies.delete(self._references.follow(changes))
+        if keys := self._references.follow(changes):
+            self.bodies.delete(keys)
 
     async def pending(self, dest: bytes, after: int, limit: int) -> list[Envelope]:
         found: list[Envelope] = []

@@ -208,7 +208,8 @@ class SqliteStore:
         self._written(changes)
 
     def _written(self, changes: Changes) -> None:
-        self.bodies.delete(self._references.follow(changes))
+        if keys := self._references.follow(changes):
+            self.bodies.delete(keys)
         self._commits += 1
         if not self._commits % CHECK_EVERY and self._checkpoint is None:
             self._start_checkpoint()
