@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -694,6 +695,34 @@ async def test_a_client_that_vanishes_disturbs_nobody(
         client.ws._response.connection.transport.abort()  # type: ignore[union-attr]
 
     assert await ping(user)
+
+
+@pytest.mark.parametrize("speaks", ["v2", "v1"])
+async def test_a_client_that_vanishes_while_it_is_let_in_is_no_error(
+    own: ExchangeServer, speaks: str
+) -> None:
+    head = [
+        *("Host: here", f"Authorization: Bearer {own.authority.user_token('tester')}"),
+        *("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"),
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+        f"{protocol.PROTOCOL_HEADER}: {protocol.PROTOCOL}",
+        f"{protocol.SESSION_HEADER}: {os.urandom(16).hex()}",
+    ]
+    line = f"GET {protocol.PATH} HTTP/1.1"
+    if speaks == "v1":
+        head[2:] = ["Content-Length: 1000"]  # of which nothing comes
+        line = "PUT /message HTTP/1.1"
+    # Whatever it does first when it goes on, all of it is there by then.
+    os.kill(own.pid, signal.SIGSTOP)
+    for _ in range(10):
+        with socket.create_connection(("127.0.0.1", own.port)) as connection:
+            connection.sendall("\r\n".join([line, *head, "", ""]).encode())
+    os.kill(own.pid, signal.SIGCONT)
+    async with await another(own).create_user_client() as client:
+        assert await ping(client)
+    assert own.stop() == 0
+
+    assert "ERROR" not in own.log.read_text()
 
 
 async def test_a_client_that_vanishes_while_it_pings_is_no_error(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 
@@ -30,6 +30,7 @@ from academy.exchange.cloud.operations.routes import Operations
 from academy.exchange.cloud.security.auth import Authority, Credentials, bearer
 from academy.exchange.cloud.upgrade import Answered, upgraded
 from academy.exchange.cloud.v1 import routes as v1_routes
+from academy.exchange.cloud.v1.http import is_open
 from academy.exchange.cloud.writer import CHUNK_BYTES
 from academy.exchange.errors import pack_error
 
@@ -48,7 +49,7 @@ def create_app(config: ExchangeServingConfig | None = None) -> web.Application:
     """Make the exchange's web application; it opens its store when it starts."""
     config = config or ExchangeServingConfig()
     server = Server(config)
-    app = web.Application()
+    app = web.Application(middlewares=[_unless_it_has_gone])
     app[SERVER] = server
     app.router.add_get(protocol.PATH, server.connect)
     server.operations.add_routes(app)
@@ -68,6 +69,19 @@ def create_app(config: ExchangeServingConfig | None = None) -> web.Application:
         app.middlewares.append(relay.to_owner)
         app.cleanup_ctx.append(relay.run)
     return app
+
+
+@web.middleware
+async def _unless_it_has_gone(
+    request: web.Request, handler: Callable[..., Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Make no error of a client that vanishes before it is answered."""
+    try:
+        return await handler(request)
+    except ConnectionError:
+        if is_open(request):
+            raise
+        return web.Response()  # which nobody gets
 
 
 class Server:
