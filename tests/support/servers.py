@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +29,7 @@ def exchange_servers(
     count: int = 3,
     heartbeat_interval: float = 10,
     tls: bool = False,
+    auth: Mapping[str, Any] = {},
     **backend: Any,
 ) -> list[ExchangeServer]:
     """Make exchange servers over one Redis, with one key and one certificate.
@@ -38,6 +40,7 @@ def exchange_servers(
         count: how many of them.
         heartbeat_interval: of the servers.
         tls: whether they speak https.
+        auth: more options of the configuration's section.
         backend: options of the configuration's section.
     """
     key_file = folder / "key"
@@ -47,7 +50,7 @@ def exchange_servers(
             folder / str(number),
             tls=tls,
             heartbeat_interval=heartbeat_interval,
-            auth={"key_file": str(key_file)},
+            auth={"key_file": str(key_file), **auth},
             backend=backend,
         )
         for number in range(count)

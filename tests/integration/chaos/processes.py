@@ -28,7 +28,9 @@ from tests.integration.chaos.ledger import (
 
 ITEMS = 100
 """What a stream yields; three times what may be on its way."""
-SIZES = [0] * 20 + [100] * 10 + [5_000] * 3 + [100_000]
+SIZES = [0] * 400 + [100] * 200 + [5_000] * 60 + [100_000] * 20 + [600_000] * 2
+SIZES.append(3_000_000)
+"""Bytes of the arguments; some answers have as many. What is large comes in parts."""
 
 
 class Scribe(Agent):
@@ -134,10 +136,10 @@ class CallerJob:
                 answer: Any = items
             else:
                 answer = await ask
-            outcome = OK if answer == expected else f"a wrong answer: {answer!r}"
+            outcome = OK if answer == expected else f"a wrong answer: {answer!r:.99}"
         except ActionInterruptedError:
             right = items == list(expected)[: len(items)]
-            outcome = INTERRUPTED if right else f"wrong items: {items!r}"
+            outcome = INTERRUPTED if right else f"wrong items: {items!r:.99}"
         except Exception as error:
             outcome = f"an error: {error!r}".replace("\n", " ")
         self._pen.write("ended", agent, number, outcome)

@@ -39,7 +39,7 @@ Make: TypeAlias = Callable[[Path, random.Random], Any]
 def one_server_over_sqlite(
     folder: Path, dice: random.Random, *, tls: bool = False
 ) -> Iterator[Site]:
-    with SmallDisk(folder / "disk") as disk:
+    with SmallDisk(folder / "disk", megabytes=256) as disk:
         clock = Clock(folder / "clock")
         backend = {"path": str(disk.path / "exchange.db")}
         auth = {"key_file": str(folder / "key"), "token_lifetime": TOKEN_LIFETIME}
@@ -53,7 +53,8 @@ def one_server_over_sqlite(
 def three_servers_over_redis(folder: Path, dice: random.Random) -> Iterator[Site]:
     clock = Clock(folder / "clock")
     with Redis(folder / "redis") as redis, ExitStack() as running:
-        servers = exchange_servers(folder, redis)
+        auth = {"token_lifetime": TOKEN_LIFETIME}
+        servers = exchange_servers(folder, redis, auth=auth)
         for server in servers:
             server.environment |= clock.environment()
             running.enter_context(server)
