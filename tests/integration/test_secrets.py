@@ -32,6 +32,7 @@ from tests.support.launchables import Counter
 from tests.support.raw import RawClient
 from tests.support.redis import Redis
 from tests.support.server import ExchangeServer
+from tests.support.servers import relay_and_owner
 
 PASSWORD = "open-sesame"
 TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]+")
@@ -46,16 +47,17 @@ def redis(tmp_path: Path) -> Iterator[Redis]:
 
 
 @pytest.fixture
-def exchange(tmp_path: Path, redis: Redis) -> Iterator[ExchangeServer]:
+def servers(
+    tmp_path: Path, redis: Redis
+) -> Iterator[tuple[ExchangeServer, ExchangeServer]]:
+    """A server that relays to another one, and that one."""
     url = redis.url.replace("//", f"//:{PASSWORD}@")
-    with ExchangeServer(
-        tmp_path / "exchange",
-        tls=True,
-        auth=FAST,
-        logger={"level": "DEBUG"},
-        backend={"kind": "redis", "url": url},
-    ) as server:
-        yield server
+    config = {"auth": FAST, "logger": {"level": "DEBUG"}}
+    folder = tmp_path / "exchange"
+    with relay_and_owner(
+        folder, redis, "default", tls=True, config=config, url=url
+    ) as servers:
+        yield servers
 
 
 def secrets_in(text: str, keys: KeySet) -> list[str]:
@@ -121,12 +123,13 @@ def things_of(
 
 
 async def test_a_campaign_tells_no_secret(
-    exchange: ExchangeServer,
+    servers: tuple[ExchangeServer, ExchangeServer],
     redis: Redis,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
+    exchange, owner = servers
     log = tmp_path / "agent.log"
     stranger = ExchangeServer(tmp_path / "stranger")  # which never starts
     wrong = exchange.factory(token=stranger.authority.user_token("tester"))
@@ -146,7 +149,8 @@ async def test_a_campaign_tells_no_secret(
         assert redis.process is not None
         commands = command_lines(but=redis.process.pid)
     texts = {
-        "server's log": exchange.log.read_text(),
+        "relay's log": exchange.log.read_text(),
+        "owner's log": owner.log.read_text(),
         "client's log": caplog.text,
         "agent's log": log.read_text(),
         "reprs": shown(*things),
@@ -157,11 +161,12 @@ async def test_a_campaign_tells_no_secret(
     # Each of them is what it says.
     assert TOKEN.fullmatch(fresh)
     assert TOKEN.fullmatch(registration.token or "")
-    assert "DEBUG" in texts["server's log"]
+    assert "turned away" in texts["relay's log"]
+    assert "DEBUG" in texts["owner's log"]
     assert f"launched {registration.agent_id}" in texts["client's log"]
     assert str(registration.agent_id) in texts["agent's log"]
     assert any("Handshake" in type(one).__name__ for one in chain(errors[0]))
-    assert sum("academy.exchange.cloud" in command for command in commands) == 1
+    assert sum("academy.exchange.cloud" in command for command in commands) == 2
     assert any("multiprocessing" in command for command in commands)
     found = {name: secrets_in(text, exchange.keys) for name, text in texts.items()}
     assert {name: secrets for name, secrets in found.items() if secrets} == {}

@@ -39,7 +39,9 @@ from academy.message import (
 from academy.serialize import PICKLE, Payload
 from tests.support.launchables import Counter
 from tests.support.raw import RawClient, send_record
+from tests.support.redis import Redis
 from tests.support.server import ExchangeServer
+from tests.support.servers import relay_and_owner
 from tests.support.v1_peer import (
     Entity,
     V1Client,
@@ -71,10 +73,20 @@ class Trap:
         return Payload.from_plain(PICKLE, pickle.dumps(((self,), {})))
 
 
-@pytest.fixture(scope="module")
-def exchange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExchangeServer]:
-    with ExchangeServer(tmp_path_factory.mktemp("exchange")) as server:
-        yield server
+@pytest.fixture(scope="module", params=["alone", "relaying"])
+def exchange(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ExchangeServer]:
+    folder = tmp_path_factory.mktemp("exchange")
+    if request.param == "alone":
+        with ExchangeServer(folder) as server:
+            yield server
+        return
+    with (
+        Redis(folder / "redis") as redis,
+        relay_and_owner(folder, redis, "default", "elsewhere") as (relay, _),
+    ):
+        yield relay
 
 
 @pytest.fixture

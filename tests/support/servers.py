@@ -8,9 +8,11 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from academy.exchange.cloud.ownership import Peer
@@ -29,7 +31,7 @@ def exchange_servers(
     count: int = 3,
     heartbeat_interval: float = 10,
     tls: bool = False,
-    auth: Mapping[str, Any] = {},
+    config: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     **backend: Any,
 ) -> list[ExchangeServer]:
     """Make exchange servers over one Redis, with one key and one certificate.
@@ -40,8 +42,8 @@ def exchange_servers(
         count: how many of them.
         heartbeat_interval: of the servers.
         tls: whether they speak https.
-        auth: more options of the configuration's section.
-        backend: options of the configuration's section.
+        config: more sections of the configuration.
+        backend: options of the configuration's section of this name.
     """
     key_file = folder / "key"
     backend = {"kind": "redis", "url": redis.url, "lease_seconds": 1, **backend}
@@ -50,8 +52,8 @@ def exchange_servers(
             folder / str(number),
             tls=tls,
             heartbeat_interval=heartbeat_interval,
-            auth={"key_file": str(key_file), **auth},
             backend=backend,
+            **config | {"auth": {"key_file": str(key_file), **config.get("auth", {})}},
         )
         for number in range(count)
     ]
@@ -62,6 +64,29 @@ def exchange_servers(
         shutil.copy(certificate.certfile, server.home)
     _ = servers[0].authority  # makes the key that all of them read
     return servers
+
+
+@contextmanager
+def relay_and_owner(
+    folder: Path, redis: Redis, *namespaces: str, **options: Any
+) -> Iterator[tuple[ExchangeServer, ExchangeServer]]:
+    """Run a server that relays all of these namespaces to another one."""
+    relay, owner = exchange_servers(folder, redis, 2, **options)
+
+    async def open_namespaces() -> None:
+        for namespace in namespaces:
+            token = owner.authority.user_token("tester", namespace)
+            async with await owner.factory(token=token).create_user_client():
+                pass
+
+    with owner, ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, open_namespaces()).result()
+        with relay:
+            yield relay, owner
+            for namespace in namespaces:
+                opened = f"namespace {namespace} is open"
+                assert opened in owner.log.read_text()
+                assert opened not in relay.log.read_text()
 
 
 class ExchangeServers:

@@ -53,8 +53,8 @@ def one_server_over_sqlite(
 def three_servers_over_redis(folder: Path, dice: random.Random) -> Iterator[Site]:
     clock = Clock(folder / "clock")
     with Redis(folder / "redis") as redis, ExitStack() as running:
-        auth = {"token_lifetime": TOKEN_LIFETIME}
-        servers = exchange_servers(folder, redis, auth=auth)
+        config = {"auth": {"token_lifetime": TOKEN_LIFETIME}}
+        servers = exchange_servers(folder, redis, config=config)
         for server in servers:
             server.environment |= clock.environment()
             running.enter_context(server)
