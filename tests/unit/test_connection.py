@@ -14,6 +14,7 @@ from academy.exchange.broker import Broker
 from academy.exchange.cloud import protocol
 from academy.exchange.cloud.connection import Connection
 from academy.exchange.cloud.security.auth import OpenAuthority
+from academy.exchange.cloud.upgrade import Answered, upgraded
 from tests.support.peers import GatedStore, Peer, agent
 
 BODY = b"." * 500_000
@@ -27,17 +28,15 @@ async def test_a_session_that_is_over_says_nothing_about_mailboxes() -> None:
     reader, other, writer = agent(), agent(), agent()
     await broker.register([reader, other, writer])
     alice = await Peer(broker, writer.uid).attach()
-    sessions = []
 
-    async def serve(request: web.Request) -> web.WebSocketResponse:
-        ws = web.WebSocketResponse()
-        await ws.prepare(request)
+    async def serve(request: web.Request) -> web.StreamResponse:
         authority = OpenAuthority()
         user = authority.verify(None)
-        connection = Connection(broker, authority, ws, os.urandom(16), user)
-        sessions.append(connection)
-        await connection.serve()
-        return ws
+        limits = {"heartbeat": 30.0, "max_message_bytes": 1_000_000}
+        with upgraded(request, **limits) as websocket:
+            session = os.urandom(16)
+            await Connection(broker, authority, websocket, session, user).serve()
+        return Answered()
 
     app = web.Application()
     app.router.add_get("/", serve)
