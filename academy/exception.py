@@ -130,6 +130,31 @@ class QuotaExceededError(ExchangeError):
         )
 
 
+class RateExceededError(ExchangeError):
+    """A namespace has sent faster than its exchange lets it.
+
+    Only clients of protocol v1 get it: others are read no faster than they may send.
+
+    Attributes:
+        quota: its key in the exchange's configuration.
+        limit: its value.
+        wait: seconds until more is taken.
+    """
+
+    def __init__(self, quota: str, limit: float, wait: float) -> None:
+        super().__init__(quota, limit, wait)
+        self.quota = quota
+        self.limit = limit
+        self.wait = wait
+
+    def __str__(self) -> str:
+        return (
+            f"This namespace may send {self.limit:g} {self.quota.replace('_', ' ')}, "
+            f"and has sent more: try again in {self.wait:.1f} s, or ask whoever runs "
+            "the exchange for more."
+        )
+
+
 _LATER = "Wait until agents have answered what they have"
 _QUOTAS = {
     "max_namespace_mailboxes": (

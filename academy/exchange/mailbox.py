@@ -34,6 +34,9 @@ class Limits:
         max_namespace_messages: unsettled messages.
         max_namespace_bytes: their bytes.
         max_namespace_connections: sessions that are connected.
+        messages_per_second: what its clients may send, all together; 0 is no limit.
+        bytes_per_second: the same.
+        burst_seconds: what they may send in so long may come at once.
     """
 
     max_message_bytes: int = 10_000_000_000
@@ -48,12 +51,18 @@ class Limits:
     max_namespace_messages: int = 0
     max_namespace_bytes: int = 0
     max_namespace_connections: int = 0
+    messages_per_second: float = 0.0
+    bytes_per_second: float = 0.0
+    burst_seconds: float = 5.0
 
     @property
-    def quotas(self) -> dict[str, int]:
-        """What the namespace as a whole may have, as far as that is limited."""
-        quotas = vars(self).items()
-        return {k: most for k, most in quotas if most and k.startswith("max_namespace")}
+    def quotas(self) -> dict[str, float]:
+        """What the namespace as a whole may have and send, as far as it is limited."""
+        return {
+            key: most
+            for key, most in vars(self).items()
+            if most and (key.startswith("max_namespace") or key.endswith("per_second"))
+        }
 
 
 class Consumer(Protocol):

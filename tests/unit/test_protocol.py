@@ -22,6 +22,7 @@ from academy.exception import (
     MailboxTerminatedError,
     MessageTooLargeError,
     ProtocolError,
+    QuotaExceededError,
     SupersededError,
     UserTerminatedError,
 )
@@ -66,6 +67,7 @@ errors = (
     | st.builds(MailboxTerminatedError, ids)
     | st.builds(SupersededError, ids)
     | st.builds(MailboxFullError, ids, st.text())
+    | st.builds(QuotaExceededError, st.text(), *(3 * [st.integers()]))
     | st.builds(MessageTooLargeError, st.integers(), st.integers())
     | st.builds(ForbiddenError, st.text())
 )

@@ -162,8 +162,9 @@ class Server:
             heartbeat=self.config.heartbeat_interval,
             max_message_bytes=self.max_frame_bytes,
         ) as websocket:
+            rate = self.namespaces.rate(credentials.namespace)
             connection = Connection(
-                broker, self.authority, websocket, session, credentials
+                broker, self.authority, websocket, session, credentials, rate
             )
             self.operations.connections[connection] = credentials.namespace
             logger.debug("connected from %s", request.remote)

@@ -193,6 +193,9 @@ class NamespaceConfig(_Section):
     max_namespace_messages: int = Field(default=0, ge=0)
     max_namespace_bytes: int = Field(default=0, ge=0)
     max_namespace_connections: int = Field(default=0, ge=0)
+    messages_per_second: float = Field(default=0, ge=0)
+    bytes_per_second: float = Field(default=0, ge=0)
+    burst_seconds: float = Field(default=Limits.burst_seconds, gt=0)
 
 
 class LimitsConfig(NamespaceConfig):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -24,6 +25,7 @@ from academy.exception import (
 )
 from academy.exchange.broker import Broker
 from academy.exchange.cloud import protocol
+from academy.exchange.cloud.rate import Rate
 from academy.exchange.cloud.security.auth import Authority, Credentials
 from academy.exchange.cloud.transfers import Transfers
 from academy.exchange.cloud.websocket import WebSocket
@@ -73,8 +75,9 @@ class Connection:
 
     Invariants: `_stored` is the sequence number up to which all is stored, or 0 when
     the client has been told; `_awaited` says that it waits to be told of the latest.
-    `_busy` works off what is `_waiting`, since something has to be awaited for it;
-    meanwhile nothing is read.
+    `_busy` works off what is `_waiting`, since something has to be awaited for it, or
+    waits until `_due`, since the client sends faster than it may; meanwhile nothing is
+    read.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Connection:
         websocket: WebSocket,
         session: bytes,
         credentials: Credentials,
+        rate: Rate | None = None,
     ) -> None:
         self._authority = authority
         self._broker = broker
@@ -102,6 +106,8 @@ class Connection:
         self._context = copy_context()
         self._waiting: deque[Records] = deque()
         self._busy: asyncio.Task[None] | None = None
+        self._rate = rate
+        self._due = 0.0
 
     @property
     def sent(self) -> int:
@@ -155,6 +161,7 @@ class Connection:
         records = protocol.records(message)
         if self._busy is not None:
             self._waiting.append(records)
+            self._charge(0, len(message))
             return
         left = protocol.BURST
         for kind, record in records:
@@ -168,9 +175,27 @@ class Connection:
                 self._waiting.append(records)
                 break
         else:
+            if self._rate is None:
+                return
+        self._charge(protocol.BURST - left, len(message))
+        if not self._waiting and self._due <= time.monotonic():
             return
         self._websocket.pause_reading()
         self._busy = self._loop.create_task(self._catch_up(), context=self._context)
+
+    def _charge(self, messages: int, size: int) -> None:
+        """Count what the client has sent."""
+        if self._rate is not None:
+            self._due = time.monotonic() + self._rate.take(messages, size)
+
+    async def _pay(self, rate: Rate) -> None:
+        """Let a client wait that sends faster than it may."""
+        begun = time.monotonic()
+        try:
+            while (left := self._due - time.monotonic()) > 0:
+                await self._websocket.rest(left)
+        finally:
+            rate.waited += time.monotonic() - begun
 
     def _note(self, kind: int, record: memoryview) -> bool:
         """Learn what a record says, unless something has to be awaited for that."""
@@ -187,7 +212,11 @@ class Connection:
     async def _catch_up(self) -> None:
         """Work off what is waiting, in order."""
         try:
-            while self._waiting:
+            while True:
+                if self._rate is not None:
+                    await self._pay(self._rate)
+                if not self._waiting:
+                    break
                 await self._work_off(self._waiting[0])
                 self._waiting.popleft()
         except Exception as error:
@@ -198,6 +227,7 @@ class Connection:
 
     async def _work_off(self, records: Records) -> None:
         calls: list[Call] = []
+        count = 0
         for count, (kind, record) in enumerate(records, 1):
             if kind == protocol.CALL:
                 number, content = protocol.read_numbered(record)
@@ -216,6 +246,7 @@ class Connection:
                 await asyncio.sleep(0)
         if calls:
             await self._answer(calls)
+        self._charge(count, 0)
 
     async def renew(self, uids: Iterable[bytes] | None = None) -> None:
         """Send fresh tokens, for the connection and its mailboxes, or for these."""

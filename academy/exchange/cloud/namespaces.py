@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from academy.exception import AcademyError, StorageError
 from academy.exchange.broker import Broker
+from academy.exchange.cloud.rate import Rate, rate_of
 from academy.exchange.cloud.security.auth import DEFAULT_NAMESPACE
 from academy.exchange.store.measured import MeasuredStore
 
@@ -51,6 +52,7 @@ class Namespaces:
     ) -> None:
         self.limits = limits
         self._own = own or {}
+        self._rates: dict[str, Rate | None] = {}
         self.ownership: Ownership | None = None
         if backend.kind == "redis":
             from academy.exchange.cloud.ownership import Ownership
@@ -98,10 +100,19 @@ class Namespaces:
         # Shielded, since others may wait for it as well.
         return await asyncio.shield(task)
 
+    def rate(self, name: str) -> Rate | None:
+        """Return how fast the clients of a namespace may send, if that is limited."""
+        if name not in self._rates:
+            self._rates[name] = rate_of(self._limits_of(name), name)
+        return self._rates[name]
+
+    def _limits_of(self, name: str) -> Limits:
+        return self._own.get(name, self.limits)
+
     async def _open(self, name: str) -> Broker:
         try:
             store = self.stores[name] = MeasuredStore(await self._store(name))
-            broker = Broker(store, self._own.get(name, self.limits))
+            broker = Broker(store, self._limits_of(name))
             try:
                 await broker.open()
             except BaseException:

@@ -58,7 +58,7 @@ def upgraded(
     transport, http = request.transport, request.protocol
     if transport is None:
         raise ConnectionResetError("the client has gone")
-    websocket = WebSocket(max_message_bytes)
+    websocket = WebSocket(max_message_bytes, heartbeat)
     protocol = WSProtocol(
         *(None, None, False, lambda _: websocket, frames_logger),
         *(False, _HANDSHAKE_SECONDS),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
@@ -20,6 +21,7 @@ frames_logger.setLevel(logging.WARNING)
 
 _BINARY, _CLOSE = WSMsgType.BINARY, WSMsgType.CLOSE
 _GOODBYE_SECONDS = 1.0
+_REASSURED_SECONDS = 1.0
 _REASON_BYTES = 120
 
 
@@ -32,6 +34,7 @@ class WebSocket(WSListener):
 
     Args:
         max_message_bytes: largest message that is taken; None for any.
+        heartbeat: seconds of silence after which the far side is pinged.
 
     Attributes:
         opened: whether the handshake is over.
@@ -40,7 +43,10 @@ class WebSocket(WSListener):
         code: with which the far side has closed; None when it went without a word.
     """
 
-    def __init__(self, max_message_bytes: int | None = None) -> None:
+    def __init__(
+        self, max_message_bytes: int | None = None, heartbeat: float = math.inf
+    ) -> None:
+        self._heartbeat = heartbeat
         self._loop = asyncio.get_running_loop()
         self._max_message_bytes = max_message_bytes
         self._early: list[bytes] = []
@@ -74,6 +80,19 @@ class WebSocket(WSListener):
     def resume_reading(self) -> None:
         """Read again."""
         self._transport.underlying_transport.resume_reading()
+
+    async def rest(self, seconds: float) -> None:
+        """Read nothing for so long, as a live peer of one that counts as live.
+
+        What the far side sends is not looked at meanwhile, the answers to pings
+        included: each side would take the other for dead.
+        """
+        every = min(_REASSURED_SECONDS, self._heartbeat / 4)
+        until = self._loop.time() + seconds
+        while (left := until - self._loop.time()) > 0:
+            self._transport.notify_user_specific_pong_received()
+            self._transport.send_pong()
+            await asyncio.sleep(min(left, every))
 
     def fail(self, error: Exception) -> None:
         """Take nothing more, because of an error."""

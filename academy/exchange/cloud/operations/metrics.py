@@ -43,17 +43,20 @@ class Numbers:
     received_bytes: int = 0
     sent_bytes: int = 0
     refused: Counter[str] = field(default_factory=Counter)
-    quotas: Counter[str] = field(default_factory=Counter)
+    quotas: dict[str, float] = field(default_factory=dict)
+    throttles: int = 0
+    throttled_seconds: float = 0.0
     committing: Latency = field(default_factory=Latency)
     reading: Latency = field(default_factory=Latency)
 
     def add(self, other: Numbers) -> None:
         """Sum up."""
         for name, value in vars(other).items():
-            if isinstance(value, int):
+            if isinstance(value, int | float):
                 setattr(self, name, getattr(self, name) + value)
         self.refused.update(other.refused)
-        self.quotas.update(other.quotas)
+        for key, most in other.quotas.items():
+            self.quotas[key] = self.quotas.get(key, 0) + most
         self.committing.merge(other.committing)
         self.reading.merge(other.reading)
         self.census.states.update(other.census.states)
@@ -151,6 +154,8 @@ class Metrics(Collector):
             ("messages_settled", "Messages that were dealt with.", "settled"),
             ("received_bytes", "Bytes from connections.", "received_bytes"),
             ("sent_bytes", "Bytes to connections.", "sent_bytes"),
+            ("throttles", "Times that too much began to be sent.", "throttles"),
+            ("throttled_seconds", "Time that was waited for it.", "throttled_seconds"),
         ):
             counter = CounterMetricFamily(f"{_P}_{name}", words, labels=["namespace"])
             for namespace, own in self._now.items():

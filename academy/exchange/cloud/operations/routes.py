@@ -115,7 +115,7 @@ class Operations:
         census = await broker.census()
         open_ = [c for c, name in self.connections.items() if name == namespace]
         received, sent = self._ended.get(namespace, (0, 0))
-        traffic = broker.traffic
+        traffic, rate = broker.traffic, self._namespaces.rate(namespace)
         return Numbers(
             census=census,
             connections=len(open_),
@@ -126,7 +126,9 @@ class Operations:
             received_bytes=received + sum(c.received for c in open_),
             sent_bytes=sent + sum(c.sent for c in open_),
             refused=Counter(traffic.refused),
-            quotas=Counter(broker.limits.quotas),
+            quotas=broker.limits.quotas,
+            throttles=0 if rate is None else rate.episodes,
+            throttled_seconds=0.0 if rate is None else rate.waited,
             committing=store.committing,
             reading=store.reading,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 from typing import Any
 from uuid import UUID
@@ -19,6 +20,7 @@ from academy.exception import (
     MessageTooLargeError,
     ProtocolError,
     QuotaExceededError,
+    RateExceededError,
     StorageError,
     SupersededError,
     UnauthorizedError,
@@ -39,6 +41,7 @@ _STATUSES: tuple[tuple[type[AcademyError], int], ...] = (
     (MessageTooLargeError, 413),
     (MailboxFullError, 429),
     (QuotaExceededError, 429),
+    (RateExceededError, 429),
     (UnauthorizedError, 403),
     (ForbiddenError, 403),
     (SupersededError, 403),
@@ -48,8 +51,10 @@ _STATUSES: tuple[tuple[type[AcademyError], int], ...] = (
 )
 
 
-async def read_parameters(request: web.Request, max_message_bytes: int) -> Parameters:
-    """Read the JSON object in a request's body.
+async def read_parameters(
+    request: web.Request, max_message_bytes: int
+) -> tuple[Parameters, int]:
+    """Read the JSON object in a request's body; return it and its size in bytes.
 
     Raises:
         MessageTooLargeError: it cannot hold a message of the size that is allowed.
@@ -68,7 +73,7 @@ async def read_parameters(request: web.Request, max_message_bytes: int) -> Param
         raise ProtocolError(f"the body is not JSON: {error}") from error
     if not isinstance(parameters, dict):
         raise ProtocolError("the body is not a JSON object")
-    return parameters
+    return parameters, len(body)
 
 
 def parameter(
@@ -120,7 +125,8 @@ def refusal(error: AcademyError, status: int | None = None) -> web.Response:
     if status is None:
         status = next((s for kind, s in _STATUSES if isinstance(error, kind)), 500)
     reason = "Mailbox Terminated" if status == 419 else None
-    later = {"Retry-After": "1"} if status in (429, 503) else None
+    wait = error.wait if isinstance(error, RateExceededError) else 1
+    later = {"Retry-After": f"{math.ceil(wait)}"} if status in (429, 503) else None
     return web.Response(status=status, reason=reason, text=str(error), headers=later)
 
 

@@ -140,8 +140,12 @@ class V1Routes:
                     return http.refusal(error, 403 if token else 401)
                 current_client.set(by)
                 limit = min(self._namespaces.limits.max_message_bytes, LARGEST)
-                parameters = await http.read_parameters(request, limit)
                 server = await self._server(by)
+                if (rate := self._namespaces.rate(by.namespace)) is not None:
+                    rate.check()
+                parameters, size = await http.read_parameters(request, limit)
+                if rate is not None:
+                    rate.take(1, size)
                 self._open[id(request)] = request, by
                 return await handler(server, request, by, parameters)
             except AcademyError as error:
