@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,15 +20,18 @@ from academy.exchange import (
     UserExchangeClient,
 )
 from academy.exchange.cloud import protocol
+from academy.exchange.cloud.credentials import claims_of
 from academy.exchange.cloud.security.auth import Credentials, TokenAuthority
 from academy.exchange.transport import AgentRegistration
 from academy.handle import Handle
 from academy.message import Message, SuccessResponse
 from tests.support.agents import Adder
+from tests.support.clock import Clock
 from tests.support.raw import RawClient
 from tests.support.server import ExchangeServer
 from tests.support.v1_peer import V1Client, entity
 
+DAY = 86_400
 SHORT = {"token_lifetime": 0.3, "user_lifetime": 2, "launch_lifetime": 2}
 
 
@@ -105,6 +109,36 @@ async def test_a_client_and_an_agent_outlive_all_tokens_that_they_were_given(
                 await asyncio.to_thread(exchange.start)
                 await handle.ping()
                 assert not agent.lost.done()
+
+
+@pytest.mark.parametrize(("days", "renewed"), [(6, False), (91, True)])
+async def test_an_agent_that_runs_for_longer_than_its_launch_token_comes_back(
+    tmp_path: Path, days: int, renewed: bool
+) -> None:
+    """By what it was given since. The launch token itself opens nothing any more."""
+    clock = Clock(tmp_path / "clock")
+    exchange = ExchangeServer(tmp_path / "exchange", auth={"token_lifetime": 1})
+    exchange.environment |= clock.environment()
+    with exchange:
+        token = exchange.authority.user_token("tester")
+        factory = exchange.factory(token=token)
+        async with (
+            await factory.create_user_client() as client,
+            RawClient(exchange.url, token) as last,  # whose tokens come after others
+        ):
+            registration = await client.register_agent(Adder)
+            async with ponger(factory, registration) as agent:
+                clock.set(days * DAY)
+                then = time.time() + days * DAY
+                while renewed:
+                    fresh = protocol.read_tokens(await last.next(protocol.TOKENS))
+                    renewed = claims_of(fresh[b""])["exp"] < then
+                await exchange.restart()
+                await Handle(registration.agent_id).ping()
+                assert not agent.lost.done()
+        if days > 90:
+            with pytest.raises(UnauthorizedError, match="expired"):
+                await factory.for_agents().connect(registration)
 
 
 async def test_fresh_tokens_come_over_the_live_connection_before_the_old_expire(
