@@ -396,7 +396,8 @@ class AgentExchangeClient(ExchangeClient):
 
     def post(self, message: Message) -> None:
         """Send one message without waiting; a response settles its request."""
-        super().post(message)
+        self._check_open()
+        self._transport.post(message)
         if message.is_response():
             self._unanswered.pop(message.tag, None)
 

@@ -253,10 +253,10 @@ class Handle(Generic[AgentT_co]):
         """
         return Call(self, action, args, kwargs)
 
-    async def _call(
+    def _call(
         self, action: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        return await _caller()(self, self._name_of(action), args, kwargs)
+    ) -> Coroutine[Any, Any, Any]:
+        return _caller()(self, action, args, kwargs)
 
     def _iterate(
         self, action: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

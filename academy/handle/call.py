@@ -96,7 +96,7 @@ class BoundAction:
         self.__name__ = name
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Call[Any]:
-        return self._handle.action(self.__name__, *args, **kwargs)
+        return Call(self._handle, self.__name__, args, kwargs)
 
     def __repr__(self) -> str:
         return f"<action {self.__name__} of {self._handle}>"

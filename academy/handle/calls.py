@@ -60,17 +60,18 @@ def client_for(handle: Handle[Any]) -> ExchangeClient:
 
 async def call(
     handle: Handle[Any],
-    name: str,
+    action: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     vigil: Vigil | None = None,
 ) -> Any:
     """Run an action and return its result, or raise what it raised."""
+    name = handle._name_of(action)
     client = client_for(handle)
     agent_id = handle.agent_id
     if handle._reject_on_inactive and vigil is None:
         async with attended(client, agent_id) as vigil:
-            return await call(handle, name, args, kwargs, vigil)
+            return await call(handle, action, args, kwargs, vigil)
     seconds = chosen(handle._timeout, client.config.call_timeout)
     request = new_request(client, handle, ActionRequest, name, args, kwargs, seconds)
     future = post(client.request, request)

@@ -127,7 +127,10 @@ class Conversation:
                 break
         if receipts.count or receipts.refused:
             self._writer.later()
-        self._writer.expect()
+        if self._writer.queued:
+            self._writer.flush()
+        else:
+            self._writer.expect()
         return left > 0
 
     def _learn(self, kind: int, record: memoryview) -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from academy.exchange.inbox import Inbox
     from academy.serialize import Part
 
+_HEAD = protocol.MESSAGE.size
+_pack = protocol.MESSAGE.pack
+
 
 class MessageSender:
     """Sends the messages of a link, each until it is confirmed.
@@ -75,10 +78,9 @@ class MessageSender:
         stored: asyncio.Future[None] | None,
     ) -> None:
         flags = protocol.AWAITED if stored else 0
-        record = _send_record(
-            message, self.outbox.last_sequence + 1, flags, parts, size
-        )
-        self.outbox.add(message, inbox, record, stored)
+        outbox = self.outbox
+        record = _send_record(message, outbox.last_sequence + 1, flags, parts, size)
+        outbox.add(message, inbox, record, stored)
         if self.writer is not None:
             self.writer.put(record)
 
@@ -135,7 +137,8 @@ class MessageSender:
 def _send_record(
     message: Message, sequence: int, flags: int, parts: list[Part], size: int
 ) -> bytes:
-    head = protocol.message_head(
+    head = _pack(
+        _HEAD + size,
         protocol.SEND,
         address_flags(message) | flags,
         sequence,
@@ -143,6 +146,5 @@ def _send_record(
         message.dest.uid.bytes,
         message.src.uid.bytes,
         message.tag,
-        size,
     )
     return b"".join((head, *parts))

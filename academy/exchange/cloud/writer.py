@@ -66,6 +66,11 @@ class Writer:
             self._due = True
             self._loop.call_soon(self.flush)
 
+    @property
+    def queued(self) -> bool:
+        """Whether there is something to send."""
+        return bool(self._parts or self._chunks)
+
     def later(self) -> None:
         """Ask for `late` with the next WebSocket message, or soon if there is none.
 
