@@ -19,6 +19,8 @@ ONE_WAY = 8
 """Flag, beside `RESPONSE`, of an envelope that does not settle a request either."""
 LARGE = 16
 """Flag of an envelope whose payload is a reference to a body (see `store.bodies`)."""
+ADDRESS_FLAGS = RESPONSE | FROM_AGENT | TO_AGENT | ONE_WAY
+"""Flags that are for a sender to say."""
 
 
 class Envelope:
