@@ -311,6 +311,38 @@ async def test_a_large_message_outlives_the_server_that_has_taken_it(
         await agent.close()
 
 
+async def test_a_large_message_is_sent_again_when_its_owner_dies_while_it_comes(
+    servers: ExchangeServers,
+) -> None:
+    """It goes through a server that relays it, to whoever owns the namespace then."""
+    owner = await first_owner(servers)
+    other = next(one for one in servers.all if one is not owner)
+    payload = random.Random(2).randbytes(40_000_000)
+    received: asyncio.Queue[Message] = asyncio.Queue()
+    async with TcpProxy(other.port) as proxy:
+        factory = own_connection(servers, proxy.port, "large")
+        async with await factory.create_user_client() as user:
+            registration = await user.register_agent(Adder)
+            request = ActionRequest.of("record", (payload,))
+            message = user.new_message(registration.agent_id, request)
+            sending = asyncio.create_task(user.send(message))
+            while proxy.forwarded < 10_000_000:
+                await asyncio.sleep(0.001)
+            assert not sending.done()
+
+            owner.kill()
+
+            await sending
+            agent = await other.factory(retries=7).create_agent_client(
+                registration, received.put_nowait
+            )
+            async with asyncio.timeout(60):
+                body = (await received.get()).get_body()
+            assert isinstance(body, ActionRequest)
+            assert body.get_args() == (payload,)
+            await agent.close()
+
+
 async def first_owner(servers: ExchangeServers) -> ExchangeServer:
     async with await servers[0].factory().create_user_client():
         owner = await servers.owner()

@@ -38,9 +38,6 @@ if TYPE_CHECKING:
     from academy.exchange.store import Store
     from academy.exchange.store.redis_server import RedisServer
 
-ONE_PIECE = 100_000_000
-"""Bytes of the largest message where none may come in parts."""
-
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -290,11 +287,7 @@ class ExchangeServingConfig(_Section):
         if namespace is not None:
             own = self.namespaces[namespace]
             limits = replace(limits, **own.model_dump(exclude_unset=True))
-        if self.backend.kind != "redis":
-            return limits
-        # The parts of a message go to files of one server, and others may follow it.
-        largest = min(limits.max_message_bytes, ONE_PIECE)
-        return replace(limits, max_message_bytes=largest, spill_bytes=largest)
+        return limits
 
     def model_post_init(self, _: object) -> None:
         """Let `insecure` say what `auth.method` and `tls` say."""
