@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Mapping
-from opcode import opmap
-from types import CodeType
 from typing import Any, NamedTuple
 
 
@@ -48,13 +46,6 @@ def collect(cls: type) -> Members:
             loops.append(name)
     streams = frozenset(name for name, spec in actions.items() if spec.streams)
     return Members(actions, frozenset(actions), streams, tuple(loops))
-
-
-def never_waits(code: CodeType) -> bool:
-    """Whether a coroutine of this code runs to its end at once: it awaits nothing."""
-    # All that lets a coroutine wait comes down to this instruction.
-    waits = opmap["SEND"] in code.co_code[::2]
-    return bool(code.co_flags & inspect.CO_COROUTINE) and not waits
 
 
 def not_a_coroutine(kind: str, method: Any) -> TypeError:

@@ -6,11 +6,9 @@ import asyncio
 import contextvars
 import inspect
 import logging
-from collections.abc import Callable, Coroutine
-from types import CodeType
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from academy.agent.methods import never_waits
 from academy.context import ActionContext
 from academy.exception import (
     ActionCancelledError,
@@ -72,7 +70,6 @@ class RequestServer:
         "_client",
         "_context",
         "_early",
-        "_known",
         "_on_exit",
         "_on_shutdown",
         "_running",
@@ -92,7 +89,6 @@ class RequestServer:
         self._on_exit = on_exit
         self._early: list[Message] | None = []
         self._running: dict[Key, tuple[asyncio.Task[None], Message, Outlet | None]] = {}
-        self._known: dict[str, tuple[Any, bool]] = {}
         self._stopped = False
         self.started = False
         self._client: AgentExchangeClient
@@ -190,24 +186,11 @@ class RequestServer:
             misuse = wrong_use(name, streams=spec.streams)
             self._answer(message, raised(request, misuse))
             return
-        running = self._run(message, request, spec, outlet)
-        if self._never_waits(name) and asyncio.current_task() is None:
-            self._context.copy().run(_finish, running)
-            return
         task = asyncio.get_running_loop().create_task(
-            running, context=self._context.copy()
+            self._run(message, request, spec, outlet), context=self._context.copy()
         )
         key = message.src.uid.int, message.tag
         self._running[key] = (task, message, outlet)
-
-    def _never_waits(self, name: str) -> bool:
-        """Whether an action runs to its end at once: it awaits nothing."""
-        code = getattr(getattr(self._agent, name), "__code__", None)
-        known, never = self._known.get(name, (None, False))
-        if code is not known:
-            never = isinstance(code, CodeType) and never_waits(code)
-            self._known[name] = code, never
-        return never
 
     async def _run(
         self,
@@ -286,11 +269,3 @@ class RequestServer:
         request = message.get_body()
         assert isinstance(request, ActionRequest)
         self._answer(message, raised(request, error))
-
-
-def _finish(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Run what never waits."""
-    try:
-        coroutine.send(None)
-    except StopIteration:
-        return

@@ -311,43 +311,6 @@ async def test_actions_do_not_see_each_others_context_variables(start: Start) ->
     assert await started.handle.entity("y") == "AgentId<agent>"
 
 
-async def test_an_action_that_awaits_nothing_runs_without_a_task_but_in_no_other(
-    start: Start,
-) -> None:
-    class Tasks(Recorder):
-        @action
-        async def at_once(self) -> asyncio.Task[Any] | None:
-            return asyncio.current_task()
-
-        @action
-        async def later(self) -> asyncio.Task[Any] | None:
-            await asyncio.sleep(0)
-            return asyncio.current_task()
-
-    agent = Tasks()
-    started = await start(agent)
-    await started.handle.ping()
-    client, serve = started.runtime._client, started.runtime._server.handle
-    serving: list[asyncio.Task[Any] | None] = []
-
-    def in_no_task(message: Message) -> None:
-        asyncio.get_running_loop().call_soon(serve, message)
-
-    async def in_a_task(message: Message) -> None:
-        serving.append(asyncio.current_task())
-        serve(message)
-
-    client._handler = in_no_task
-    assert await started.handle.at_once() is None
-    assert await started.handle.later() is not None
-    client._handler = in_a_task
-    assert await started.handle.at_once() not in [None, *serving]
-    # What is called decides, and not what the class has.
-    client._handler = in_no_task
-    agent.at_once = agent.later  # type: ignore[method-assign]
-    assert await started.handle.at_once() is not None
-
-
 async def test_a_cancelled_call_cancels_its_action(start: Start) -> None:
     agent = Recorder()
     started = await start(agent)

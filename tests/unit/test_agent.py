@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ import cloudpickle
 import pytest
 
 from academy.agent import Agent, action, event, loop, timer
-from academy.agent.methods import never_waits
 from academy.context import ActionContext
 from academy.exception import AgentNotInitializedError
 from academy.handle import Handle
@@ -58,61 +57,6 @@ class Silent(Counter):
 
     @action
     async def more(self) -> None: ...
-
-
-# --- what waits
-
-anything: Any = None
-
-
-async def awaits() -> None:
-    await anything
-
-
-async def iterates() -> None:
-    async for _ in anything:
-        pass
-
-
-async def enters() -> None:
-    async with anything:
-        pass
-
-
-async def comprehends() -> list[Any]:
-    return [item async for item in anything]
-
-
-async def generates() -> AsyncIterator[None]:
-    yield
-
-
-def returns_one_that_waits() -> Any:
-    return awaits()
-
-
-async def computes() -> list[int]:
-    return [number for number in range(3) if number]
-
-
-async def defines_one_that_waits() -> Any:
-    async def inner() -> None:
-        await anything
-
-    return inner
-
-
-@pytest.mark.parametrize(
-    "function",
-    [awaits, iterates, enters, comprehends, generates, returns_one_that_waits],
-)
-def test_what_may_wait_is_told_by_its_code(function: Callable[..., Any]) -> None:
-    assert not never_waits(function.__code__)
-
-
-@pytest.mark.parametrize("function", [computes, defines_one_that_waits])
-def test_what_awaits_nothing_never_waits(function: Callable[..., Any]) -> None:
-    assert never_waits(function.__code__)
 
 
 # --- the class
