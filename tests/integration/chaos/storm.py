@@ -8,6 +8,7 @@ import pickle
 import random
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -92,6 +93,7 @@ class Storm:
         self._folder = folder
         self._log = folder / "actors.log"
         self._answered = 0
+        self._begun_at = time.monotonic()
         self._progress = asyncio.Condition()
         self._senders = itertools.count()
         self._registrations: list[AgentRegistration[Any]] = []
@@ -221,5 +223,6 @@ class Storm:
     async def _at(self, moment: int, disaster: Disaster) -> None:
         async with self._progress:
             await self._progress.wait_for(lambda: self._answered >= moment)
-        self.events.append(f"{self._answered}: {disaster.__name__}")
+        seconds = time.monotonic() - self._begun_at
+        self.events.append(f"{self._answered} ({seconds:.1f} s): {disaster.__name__}")
         await disaster(self)
