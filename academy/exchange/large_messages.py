@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from academy.exception import MessageTooLargeError
+from academy.exception import MessageTooLargeError, ProtocolError
 from academy.exchange.store import ONE_WAY, RESPONSE, Changes, Envelope
 from academy.exchange.uploads import Uploads
 
@@ -74,8 +74,12 @@ class LargeMessages:
         """Take a large message, of which all parts are here.
 
         Raises:
-            ProtocolError: they are not.
+            ProtocolError: they are not, or the session is over.
         """
+        if not session.open:
+            # Its client will send it through its next connection, and has to find the
+            # body here then. What follows would leave a gap.
+            raise ProtocolError("the session is over")
         upload = self.uploads.finish(session.uid, number, envelope)
 
         async def release(changes: Changes) -> None:

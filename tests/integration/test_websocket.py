@@ -169,6 +169,7 @@ def test_closing_says_why_and_does_not_wait_for_who_is_silent(run: Run) -> None:
         async with raw_server(serve) as url:
             websocket = await connect(url)
             await websocket.close(1002, "é" * 70)
+            assert await websocket.ended == "it was closed here"
 
     run(main())
 

@@ -16,6 +16,7 @@ from academy.exception import (
     MailboxFullError,
     MailboxTerminatedError,
     MessageTooLargeError,
+    ProtocolError,
     StorageError,
     SupersededError,
 )
@@ -214,6 +215,24 @@ async def test_a_large_response_that_answers_nothing_takes_no_room(
     assert offer(bob, 1, number + 1) is None
     assert len(broker.large.uploads) == 0
     assert offer(bob, 1, number) == 0
+
+
+async def test_a_connection_that_was_replaced_takes_no_body_from_the_next(
+    broker: Broker, alice: Peer, bob: Peer
+) -> None:
+    """Though what it had sent comes late: the client would send all of it again."""
+    message = Envelope(bob.uid, alice.uid, bytes(16), FROM_AGENT | TO_AGENT, b"", 4)
+    assert broker.large.offer(alice.session, 1, message) == 0
+    await broker.large.uploads.write(alice.session_uid, 1, 0, b"body")
+    old = alice.session
+    await alice.reconnect()
+
+    with pytest.raises(ProtocolError, match="the session is over"):
+        broker.large.post(old, 1, 1, again(message))
+    broker.large.post(alice.session, 1, 1, message)
+    await broker.settle()
+
+    assert [delivery.tag for delivery in bob.inbox] == [message.tag]
 
 
 async def test_a_response_stays_until_it_was_received(

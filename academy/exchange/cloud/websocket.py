@@ -154,6 +154,8 @@ class WebSocket(WSListener):
         said = transport.close_handshake and transport.close_handshake.sent
         if not said:
             self.ended.set_result("the connection is broken")
+        elif self._closing:
+            self.ended.set_result("it was closed here")
         elif said.code is WSCloseCode.GOING_AWAY:
             self.ended.set_result("no answer in time")
         else:
