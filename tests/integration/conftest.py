@@ -9,6 +9,8 @@ import pytest
 
 from academy.exchange.cloud import HttpExchangeFactory, spawn_http_exchange
 from tests.support.globus_auth import GlobusAuth
+from tests.support.redis import Redis
+from tests.support.server import ExchangeServer
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +18,20 @@ def http_exchange() -> Iterator[HttpExchangeFactory]:
     """A hosted exchange in a process of its own."""
     with spawn_http_exchange() as factory:
         yield factory
+
+
+@pytest.fixture
+def exchange(tmp_path: Path) -> Iterator[ExchangeServer]:
+    """A hosted exchange that a test may kill; modules have others of this name."""
+    with ExchangeServer(tmp_path / "exchange") as server:
+        yield server
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[Redis]:
+    """A redis-server that a test may kill."""
+    with Redis(tmp_path / "redis") as redis:
+        yield redis
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
 import pytest
@@ -15,12 +15,6 @@ from tests.support.server import ExchangeServer
 from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def exchange(tmp_path: Path) -> Iterator[ExchangeServer]:
-    with ExchangeServer(tmp_path / "exchange") as exchange:
-        yield exchange
 
 
 @pytest.fixture
@@ -56,20 +50,18 @@ def exchange_with(folder: Path, durability: str) -> ExchangeServer:
 async def test_the_exchange_is_killed_in_mid_traffic(
     tmp_path: Path, server: Server, durability: str, moments: list[int]
 ) -> None:
-    restarts = []
     with exchange_with(tmp_path / "exchange", durability) as exchange:
 
-        def kill() -> None:
+        def kill() -> Awaitable[None]:
             exchange.shoot()
-            restarts.append(asyncio.ensure_future(exchange.restart()))
+            return exchange.restart()
 
         server.at = dict.fromkeys(moments, kill)
         registration = await register(exchange.factory())
         await server.start(own_connection(exchange, "agent"), registration)
         await calls_from(senders(exchange), registration, server)
-        await asyncio.gather(*restarts)
 
-    assert len(restarts) == len(moments)
+    assert len(server.begun) == len(moments)
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])
@@ -77,7 +69,6 @@ async def test_the_exchange_is_stopped_and_started_in_mid_traffic(
     tmp_path: Path, server: Server, durability: str
 ) -> None:
     codes = []
-    restarts = []
     # A server that is asked to end goes on until its work is done, so that the calls
     # may reach the next moment before it has.
     one_by_one = asyncio.Lock()
@@ -88,14 +79,10 @@ async def test_the_exchange_is_stopped_and_started_in_mid_traffic(
                 codes.append(await asyncio.to_thread(exchange.stop))
                 await asyncio.to_thread(exchange.start)
 
-        def begin() -> None:
-            restarts.append(asyncio.ensure_future(restart()))
-
-        server.at = dict.fromkeys([100, 600], begin)
+        server.at = dict.fromkeys([100, 600], restart)
         registration = await register(exchange.factory())
         await server.start(own_connection(exchange, "agent"), registration)
         await calls_from(senders(exchange), registration, server)
-        await asyncio.gather(*restarts)
 
     assert codes == [0, 0]
 
@@ -137,7 +124,6 @@ async def test_the_network_stalls_and_delivers_late(
     """Old connections come to life again when they were replaced long ago."""
     registration = await register(exchange.factory())
     options = {"request_timeout_s": 0.5, "heartbeat": 0.3}
-    stalls = []
     async with TcpProxy(exchange.port) as proxy:
 
         async def stall() -> None:
@@ -145,13 +131,9 @@ async def test_the_network_stalls_and_delivers_late(
             await proxy.has_accepted(proxy.accepted + 3)
             proxy.resume()
 
-        def begin() -> None:
-            stalls.append(asyncio.ensure_future(stall()))
-
-        server.at = dict.fromkeys([100, 400, 700], begin)
+        server.at = dict.fromkeys([100, 400, 700], stall)
         agent = own_connection(exchange, "agent", proxy.port, **options)
         await server.start(agent, registration)
         await calls_from(senders(exchange, proxy.port, **options), registration, server)
-        await asyncio.gather(*stalls)
 
-    assert len(stalls) == 3
+    assert len(server.begun) == 3

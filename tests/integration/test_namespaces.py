@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,12 +16,6 @@ from tests.support.agents import Adder
 from tests.support.raw import RawClient
 from tests.support.server import ExchangeServer
 from tests.support.v1_peer import V1Client, entity, message
-
-
-@pytest.fixture
-def exchange(tmp_path: Path) -> Iterator[ExchangeServer]:
-    with ExchangeServer(tmp_path) as server:
-        yield server
 
 
 def factory_of(exchange: ExchangeServer, namespace: str) -> HttpExchangeFactory:

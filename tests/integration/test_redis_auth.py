@@ -18,12 +18,6 @@ from tests.support.redis import Redis
 from tests.support.server import ExchangeServer
 
 
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[Redis]:
-    with Redis(tmp_path / "redis") as redis:
-        yield redis
-
-
 def server_over(redis: Redis, folder: Path) -> ExchangeServer:
     backend = {"kind": "redis", "url": redis.url, "lease_seconds": 1}
     return ExchangeServer(folder, auth={"key_file": None}, backend=backend)

@@ -31,12 +31,6 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def redis(tmp_path: Path) -> Iterator[Redis]:
-    with Redis(tmp_path / "redis") as redis:
-        yield redis
-
-
-@pytest.fixture
 async def servers(tmp_path: Path, redis: Redis) -> AsyncIterator[ExchangeServers]:
     async with ExchangeServers(tmp_path / "servers", redis) as servers:
         yield servers
@@ -67,8 +61,12 @@ def own_connection(
     )
 
 
-def senders(servers: ExchangeServers, port: int) -> list[HttpExchangeFactory]:
-    return [own_connection(servers, port, name) for name in "abcde"]
+async def calls_through(servers: ExchangeServers, port: int, server: Server) -> None:
+    """Make the calls of five programs to an agent, all of them connected at a port."""
+    registration = await register(own_connection(servers, port, "first"))
+    await server.start(own_connection(servers, port, "agent"), registration)
+    senders = [own_connection(servers, port, name) for name in "abcde"]
+    await calls_from(senders, registration, server)
 
 
 # --- one exchange
@@ -209,9 +207,7 @@ async def test_a_client_that_vanishes_behind_a_relay_is_missed_by_the_owner(
 async def test_a_server_is_killed_in_mid_traffic(
     servers: ExchangeServers, haproxy: Balancer, server: Server, victim: str
 ) -> None:
-    registration = await register(own_connection(servers, haproxy.port, "first"))
     killed: list[ExchangeServer] = []
-    tasks: list[asyncio.Task[None]] = []
 
     async def kill() -> None:
         # Another one becomes the owner only when the lease of the last has ended.
@@ -223,24 +219,15 @@ async def test_a_server_is_killed_in_mid_traffic(
         killed.append(one)
         await one.restart()
 
-    def begin() -> None:
-        tasks.append(asyncio.ensure_future(kill()))
-
-    server.at = {300: begin, 700: begin}
-    agent = own_connection(servers, haproxy.port, "agent")
-    await server.start(agent, registration)
-    await calls_from(senders(servers, haproxy.port), registration, server)
-    await asyncio.gather(*tasks)
+    server.at = {300: kill, 700: kill}
+    await calls_through(servers, haproxy.port, server)
     assert len(killed) == 2
 
 
 async def test_a_server_that_stands_still_for_longer_than_its_lease_does_no_harm(
     servers: ExchangeServers, haproxy: Balancer, server: Server
 ) -> None:
-    registration = await register(own_connection(servers, haproxy.port, "first"))
-    old = await servers.owner()
-    assert old is not None
-    tasks: list[asyncio.Task[None]] = []
+    old = await first_owner(servers)
 
     async def stand_still() -> None:
         os.kill(old.pid, signal.SIGSTOP)
@@ -252,12 +239,9 @@ async def test_a_server_that_stands_still_for_longer_than_its_lease_does_no_harm
             while "another server's now" not in old.log.read_text():
                 await asyncio.sleep(0.05)
 
-    server.at[300] = lambda: tasks.append(asyncio.ensure_future(stand_still()))
-    agent = own_connection(servers, haproxy.port, "agent")
-    await server.start(agent, registration)
-    await calls_from(senders(servers, haproxy.port), registration, server)
-    await asyncio.gather(*tasks)
-    assert len(tasks) == 1
+    server.at[300] = stand_still
+    await calls_through(servers, haproxy.port, server)
+    assert len(server.begun) == 1
 
 
 async def test_a_server_that_is_stopped_hands_over_at_once(
@@ -266,22 +250,17 @@ async def test_a_server_that_is_stopped_hands_over_at_once(
     """Its lease would have lasted for longer than the test."""
     codes: list[int] = []
     async with ExchangeServers(tmp_path / "s", redis, lease_seconds=600) as servers:
+
+        async def stop() -> None:
+            owner = await servers.owner()
+            assert owner is not None
+            codes.append(await asyncio.to_thread(owner.stop))
+            assert await servers.owner() is not owner
+            await asyncio.to_thread(owner.start)
+
+        server.at[300] = stop
         with Balancer("haproxy", tmp_path / "haproxy", servers.all) as haproxy:
-            port = haproxy.port
-            registration = await register(own_connection(servers, port, "first"))
-            tasks: list[asyncio.Task[None]] = []
-
-            async def stop() -> None:
-                owner = await servers.owner()
-                assert owner is not None
-                codes.append(await asyncio.to_thread(owner.stop))
-                assert await servers.owner() is not owner
-                await asyncio.to_thread(owner.start)
-
-            server.at[300] = lambda: tasks.append(asyncio.ensure_future(stop()))
-            await server.start(own_connection(servers, port, "agent"), registration)
-            await calls_from(senders(servers, port), registration, server)
-            await asyncio.gather(*tasks)
+            await calls_through(servers, haproxy.port, server)
     assert codes == [0]
 
 
@@ -356,20 +335,13 @@ async def first_owner(servers: ExchangeServers) -> ExchangeServer:
 async def test_redis_is_killed_and_started_again_in_mid_traffic(
     redis: Redis, servers: ExchangeServers, haproxy: Balancer, server: Server
 ) -> None:
-    tasks: list[asyncio.Task[None]] = []
-
     async def restart() -> None:
         redis.kill()
         await asyncio.to_thread(redis.start)
 
-    begin = lambda: tasks.append(asyncio.ensure_future(restart()))  # noqa: E731
-    registration = await register(own_connection(servers, haproxy.port, "first"))
-    server.at = {300: begin, 700: begin}
-    agent = own_connection(servers, haproxy.port, "agent")
-    await server.start(agent, registration)
-    await calls_from(senders(servers, haproxy.port), registration, server)
-    await asyncio.gather(*tasks)
-    assert len(tasks) == 2
+    server.at = {300: restart, 700: restart}
+    await calls_through(servers, haproxy.port, server)
+    assert len(server.begun) == 2
 
 
 async def test_a_full_redis_holds_a_call_up_and_does_not_lose_it(

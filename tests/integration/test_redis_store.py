@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,12 +19,6 @@ from tests.support.redis import Redis, redis_server, take
 
 DEST, SRC = uuid4().bytes, uuid4().bytes
 RECORD = MailboxRecord(DEST, True, "Ada", ("m.A",), 2, b"i" * 16, False, "u")
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[Redis]:
-    with Redis(tmp_path / "redis") as redis:
-        yield redis
 
 
 def message(number: int, payload: bytes = b"payload") -> Envelope:

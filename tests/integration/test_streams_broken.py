@@ -20,12 +20,6 @@ COUNT = 2000
 
 
 @pytest.fixture
-def exchange(tmp_path: Path) -> Iterator[ExchangeServer]:
-    with ExchangeServer(tmp_path / "exchange") as exchange:
-        yield exchange
-
-
-@pytest.fixture
 async def proxy(exchange: ExchangeServer) -> AsyncIterator[TcpProxy]:
     async with TcpProxy(exchange.port) as proxy:
         yield proxy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -33,12 +33,6 @@ from tests.support.v1_peer import V1Client, entity
 
 DAY = 86_400
 SHORT = {"token_lifetime": 0.3, "user_lifetime": 2, "launch_lifetime": 2}
-
-
-@pytest.fixture
-def exchange(tmp_path: Path) -> Iterator[ExchangeServer]:
-    with ExchangeServer(tmp_path / "exchange") as server:
-        yield server
 
 
 class Ponger:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from academy.exchange import (
@@ -25,12 +25,15 @@ class Server:
 
     Attributes:
         executed: (sender, number) of each call, in order.
-        at: what to do when so many calls were executed, before they are answered.
+        at: what to do when so many calls were executed, before they are answered. What
+            that begins is to be done when the calls are.
+        begun: that work.
     """
 
     def __init__(self, record: Path) -> None:
         self.executed: list[tuple[int, int]] = []
         self.at: dict[int, Callable[[], object]] = {}
+        self.begun: list[asyncio.Future[Any]] = []
         self.lost: asyncio.Queue[Exception] = asyncio.Queue()
         self._early: list[Message] = []
         self._record = record
@@ -56,8 +59,8 @@ class Server:
         with self._record.open("a") as record:
             record.write(f"{sender} {number}\n")
         step = self.at.pop(len(self.executed), None)
-        if step is not None:
-            step()
+        if step is not None and inspect.isawaitable(work := step()):
+            self.begun.append(asyncio.ensure_future(work))
         result = ActionResponse(Payload(PICKLE, (sender, number * 2)))
         self._client.post(message.create_response(result))
 
@@ -68,12 +71,7 @@ class Server:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -142,6 +140,7 @@ async def calls_from(
             )
     finally:
         await asyncio.gather(*(client.close() for client in clients), server.close())
+        await asyncio.gather(*server.begun)
     for sender, own in enumerate(answers):
         assert own == [(sender, number * 2) for number in range(count)]
         executed = [number for by, number in server.executed if by == sender]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, Self
 
 from academy.exchange.cloud.ownership import Peer
@@ -106,12 +106,7 @@ class ExchangeServers:
         await asyncio.gather(*(asyncio.to_thread(one.start) for one in self.all))
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         for one in self.all:
             one.__exit__()
         await self._server.close()

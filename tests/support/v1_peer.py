@@ -9,7 +9,6 @@ import json
 import pickle
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
@@ -111,12 +110,7 @@ class V1Client:
         self._http = aiohttp.ClientSession(headers=self.headers)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self._http.close()
 
     async def ask(self, method: str, path: str, **parameters: Any) -> tuple[int, Any]:
