@@ -17,16 +17,10 @@ cd "$PBS_O_WORKDIR"
 # An address of this node that the other nodes reach; if the first one is of the wrong
 # network, name one, such as $(hostname -i).
 export ACADEMY_EXCHANGE__HOST=$(hostname -I | cut -d' ' -f1)
-export ACADEMY_EXCHANGE__PORT=0
-# By this name, programs that share your home directory find it.
-export ACADEMY_EXCHANGE__NAME=campaign
-# On a disk that the nodes share: the next job may be on another one. Each message waits
-# until that disk has it, so that none is lost with a node.
-export ACADEMY_EXCHANGE__BACKEND__PATH=$PWD/campaign.db
-export ACADEMY_EXCHANGE__BACKEND__DURABILITY=power
 
 # Two minutes less than the walltime: `timeout` then ends the exchange in order.
-timeout --signal=TERM "${EXCHANGE_SECONDS:-86280}" python -m academy.exchange.cloud
+timeout --signal=TERM "${EXCHANGE_SECONDS:-86280}" \
+    python -m academy.exchange.cloud --config exchange.toml
 status=$?
 
 # Its time was over (124): it goes on in the next job.

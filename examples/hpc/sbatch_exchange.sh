@@ -19,15 +19,8 @@ cd "$SLURM_SUBMIT_DIR"
 # An address of this node that the other nodes reach; if the first one is of the wrong
 # network, name one, such as $(hostname -i).
 export ACADEMY_EXCHANGE__HOST=$(hostname -I | cut -d' ' -f1)
-export ACADEMY_EXCHANGE__PORT=0
-# By this name, programs that share your home directory find it.
-export ACADEMY_EXCHANGE__NAME=campaign
-# On a disk that the nodes share: the next job may be on another one. Each message waits
-# until that disk has it, so that none is lost with a node.
-export ACADEMY_EXCHANGE__BACKEND__PATH=$PWD/campaign.db
-export ACADEMY_EXCHANGE__BACKEND__DURABILITY=power
 
-python -m academy.exchange.cloud &
+python -m academy.exchange.cloud --config exchange.toml &
 exchange=$!
 trap 'again=yes; kill -TERM $exchange' USR1
 trap 'kill -TERM $exchange' TERM    # Cancelled: end in order, and do not come back.

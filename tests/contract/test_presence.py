@@ -47,22 +47,6 @@ def make_factory(request: pytest.FixtureRequest) -> Iterator[Make]:
         yield lambda: factory
 
 
-@pytest.fixture
-async def factory(make_factory: Make) -> ExchangeFactory:
-    return make_factory()
-
-
-@pytest.fixture
-async def user(factory: ExchangeFactory) -> AsyncIterator[UserExchangeClient]:
-    async with await factory.create_user_client("user") as client:
-        yield client
-
-
-@pytest.fixture
-async def registration(user: UserExchangeClient) -> AgentRegistration[Any]:
-    return await user.register_agent(Adder, name="adder")
-
-
 async def test_the_present_state_is_told_before_watch_returns(
     factory: ExchangeFactory, user: UserExchangeClient
 ) -> None:

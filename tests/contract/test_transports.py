@@ -64,22 +64,6 @@ def make_factory(
 
 
 @pytest.fixture
-async def factory(make_factory: Make) -> ExchangeFactory:
-    return make_factory()
-
-
-@pytest.fixture
-async def user(factory: ExchangeFactory) -> AsyncIterator[UserExchangeClient]:
-    async with await factory.create_user_client("user") as client:
-        yield client
-
-
-@pytest.fixture
-async def registration(user: UserExchangeClient) -> AgentRegistration[Any]:
-    return await user.register_agent(Adder, name="adder")
-
-
-@pytest.fixture
 async def agent(
     factory: ExchangeFactory, registration: AgentRegistration[Any]
 ) -> AsyncIterator[ExchangeTransport]:

@@ -12,10 +12,7 @@ from tests.contract import test_transports as contract
 from tests.contract.test_transports import (  # noqa: F401  # fixtures
     Make,
     agent,
-    factory,
-    registration,
     sender,
-    user,
 )
 from tests.support import v1_server
 

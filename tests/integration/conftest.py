@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from academy.exchange import UserExchangeClient
 from academy.exchange.cloud import HttpExchangeFactory, spawn_http_exchange
 from tests.support.globus_auth import GlobusAuth
 from tests.support.redis import Redis
@@ -25,6 +26,19 @@ def exchange(tmp_path: Path) -> Iterator[ExchangeServer]:
     """A hosted exchange that a test may kill; modules have others of this name."""
     with ExchangeServer(tmp_path / "exchange") as server:
         yield server
+
+
+@pytest.fixture
+def factory(exchange: ExchangeServer) -> HttpExchangeFactory:
+    """A factory of clients of the module's exchange."""
+    return exchange.factory()
+
+
+@pytest.fixture
+async def user(factory: HttpExchangeFactory) -> AsyncIterator[UserExchangeClient]:
+    """A client of the module's exchange."""
+    async with await factory.create_user_client() as client:
+        yield client
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,6 @@ TOTAL = 1000
 def exchange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExchangeServer]:
     with ExchangeServer(tmp_path_factory.mktemp("exchange")) as exchange:
         yield exchange
-
-
-@pytest.fixture
-def factory(exchange: ExchangeServer) -> HttpExchangeFactory:
-    return exchange.factory()
-
-
-@pytest.fixture
-async def user(factory: HttpExchangeFactory) -> AsyncIterator[UserExchangeClient]:
-    async with await factory.create_user_client() as client:
-        yield client
 
 
 @pytest.fixture

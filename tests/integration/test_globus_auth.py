@@ -229,10 +229,15 @@ async def test_a_damaged_login_is_named(service: None, url: str) -> None:
 # --- agents with clients of their own
 
 
+@pytest.fixture
+def factory(app: Any, url: str) -> GlobusExchangeFactory:
+    """A person's, whose agents get clients in a project."""
+    return GlobusExchangeFactory(PROJECT, url=url, globus_app=app)
+
+
 async def test_a_batch_of_agents_costs_one_consent_and_leaves_nothing(
-    globus: GlobusAuth, app: Any, url: str
+    globus: GlobusAuth, factory: GlobusExchangeFactory
 ) -> None:
-    factory = GlobusExchangeFactory(PROJECT, url=url, globus_app=app)
     async with await Manager.from_exchange_factory(
         factory, ProcessPoolExecutor(3)
     ) as manager:
@@ -251,9 +256,8 @@ async def test_a_batch_of_agents_costs_one_consent_and_leaves_nothing(
 
 
 async def test_an_agent_renews_its_access_and_a_later_run_goes_on(
-    globus: GlobusAuth, app: Any, url: str
+    globus: GlobusAuth, factory: GlobusExchangeFactory
 ) -> None:
-    factory = GlobusExchangeFactory(PROJECT, url=url, globus_app=app)
     async with await factory.create_user_client() as user:
         registration = await user.register_agent(Adder)
         worker = pickle.loads(pickle.dumps(factory.for_agents()))
@@ -276,9 +280,8 @@ async def test_an_agent_renews_its_access_and_a_later_run_goes_on(
     ["create_client", "create_credential", "create_scope", "authorization_code"],
 )
 async def test_a_step_that_fails_leaves_neither_clients_nor_agents(
-    globus: GlobusAuth, app: Any, url: str, step: str
+    globus: GlobusAuth, factory: GlobusExchangeFactory, step: str
 ) -> None:
-    factory = GlobusExchangeFactory(PROJECT, url=url, globus_app=app)
     async with await factory.create_user_client() as user:
         await user.register_agent(Adder)
         globus.fail.add(step)
@@ -293,9 +296,8 @@ async def test_a_step_that_fails_leaves_neither_clients_nor_agents(
 
 
 async def test_registering_that_is_given_up_leaves_no_clients(
-    globus: GlobusAuth, app: Any, url: str
+    globus: GlobusAuth, factory: GlobusExchangeFactory
 ) -> None:
-    factory = GlobusExchangeFactory(PROJECT, url=url, globus_app=app)
     async with await factory.create_user_client() as user:
         work = asyncio.create_task(user.register_agents([(Adder, None)] * 50))
         while not globus.agents:
@@ -318,9 +320,8 @@ async def test_only_administrators_of_the_project_register_agents(
 
 
 async def test_the_client_of_an_agent_that_another_program_registered_is_deleted(
-    globus: GlobusAuth, app: Any, url: str
+    globus: GlobusAuth, factory: GlobusExchangeFactory
 ) -> None:
-    factory = GlobusExchangeFactory(PROJECT, url=url, globus_app=app)
     async with await factory.create_user_client() as user:
         registration = await user.register_agent(Adder)
     assert len(globus.agents) == 1  # agents outlive the program that registers them
@@ -331,9 +332,8 @@ async def test_the_client_of_an_agent_that_another_program_registered_is_deleted
 
 
 async def test_children_of_an_agent_share_its_client(
-    globus: GlobusAuth, app: Any, url: str
+    globus: GlobusAuth, factory: GlobusExchangeFactory
 ) -> None:
-    factory = GlobusExchangeFactory(PROJECT, url=url, globus_app=app)
     async with await factory.create_user_client() as user:
         registration = await user.register_agent(Adder)
         parent = await factory.for_agents().connect(registration)
@@ -361,8 +361,9 @@ async def test_services_launch_agents_without_anybodys_consent(
     assert globus.agents == {}
 
 
-async def test_secrets_are_not_shown(globus: GlobusAuth, app: Any, url: str) -> None:
-    factory = GlobusExchangeFactory(PROJECT, url=url, globus_app=app)
+async def test_secrets_are_not_shown(
+    globus: GlobusAuth, factory: GlobusExchangeFactory
+) -> None:
     async with await factory.create_user_client() as user:
         registration = await user.register_agent(Adder)
         assert isinstance(registration, GlobusAgentRegistration)

@@ -18,6 +18,7 @@ from academy.exchange import (
     GlobusExchangeFactory,
     HttpExchangeFactory,
     MailboxStatus,
+    UserExchangeClient,
 )
 from academy.exchange.cloud.globus.identities import GlobusIdentities
 from academy.handle import Handle
@@ -221,13 +222,22 @@ async def shared(
         yield agent.agent_id, private.agent_id, group
 
 
+@asynccontextmanager
+async def visited(
+    people: People, globus: GlobusAuth, guest: str = BOB
+) -> AsyncIterator[tuple[UserExchangeClient, Any, Any, str]]:
+    """Let somebody visit Ada, who shares an agent with Bob's group."""
+    async with (
+        shared(people, globus) as (agent, private, group),
+        await people(guest, shared_by=ADA).create_user_client() as client,
+    ):
+        yield client, agent, private, group
+
+
 async def test_members_of_a_group_find_and_call_what_is_shared_with_it(
     people: People, globus: GlobusAuth
 ) -> None:
-    async with (
-        shared(people, globus) as (agent, _, _),
-        await people(BOB, shared_by=ADA).create_user_client() as bob,
-    ):
+    async with visited(people, globus) as (bob, agent, _, _):
         assert await bob.discover(Adder) == (agent,)
         assert await bob.status(agent) is MailboxStatus.ACTIVE
         assert await Handle(agent, exchange=bob).add(2, 3) == 5
@@ -237,10 +247,7 @@ async def test_members_of_a_group_find_and_call_what_is_shared_with_it(
 async def test_members_of_a_group_can_do_nothing_else(
     people: People, globus: GlobusAuth
 ) -> None:
-    async with (
-        shared(people, globus) as (agent, private, group),
-        await people(BOB, shared_by=ADA).create_user_client() as bob,
-    ):
+    async with visited(people, globus) as (bob, agent, private, group):
         assert await bob.status(private) is MailboxStatus.MISSING
         with pytest.raises(BadEntityIdError):
             await Handle(private, exchange=bob).add(1, 1)
@@ -263,10 +270,7 @@ async def test_members_of_a_group_can_do_nothing_else(
 async def test_whoever_is_not_a_member_finds_nothing(
     people: People, globus: GlobusAuth
 ) -> None:
-    async with (
-        shared(people, globus) as (agent, _, _),
-        await people(EVE, shared_by=ADA).create_user_client() as eve,
-    ):
+    async with visited(people, globus, EVE) as (eve, agent, _, _):
         assert await eve.discover(Adder) == ()
         assert await eve.status(agent) is MailboxStatus.MISSING
         with pytest.raises(BadEntityIdError):
@@ -276,10 +280,7 @@ async def test_whoever_is_not_a_member_finds_nothing(
 async def test_what_is_shared_no_more_is_unknown_at_once(
     people: People, globus: GlobusAuth
 ) -> None:
-    async with (
-        shared(people, globus) as (agent, _, group),
-        await people(BOB, shared_by=ADA).create_user_client() as bob,
-    ):
+    async with visited(people, globus) as (bob, agent, _, group):
         assert await Handle(agent, exchange=bob).add(1, 1) == 2
         console = await people(ADA).console()
         await console.remove_shared_group(agent, group)

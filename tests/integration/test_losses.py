@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -36,17 +36,6 @@ def exchange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExchangeServe
     exchange.config_file.write_text(impatient)
     with exchange:
         yield exchange
-
-
-@pytest.fixture
-def factory(exchange: ExchangeServer) -> HttpExchangeFactory:
-    return exchange.factory()
-
-
-@pytest.fixture
-async def user(factory: HttpExchangeFactory) -> AsyncIterator[UserExchangeClient]:
-    async with await factory.create_user_client() as client:
-        yield client
 
 
 @pytest.fixture

@@ -98,8 +98,8 @@ async def test_every_namespace_survives_a_restart_in_a_file_of_its_own(
 
     active, missing = MailboxStatus.ACTIVE, MailboxStatus.MISSING
     assert seen == [[active, missing], [missing, active]]
-    assert (tmp_path / "exchange-ours.db").exists()
-    assert (tmp_path / "exchange-theirs.db").exists()
+    assert exchange.database.with_name("exchange-ours.db").exists()
+    assert exchange.database.with_name("exchange-theirs.db").exists()
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "../a", "a b", "ä", "x" * 101])

@@ -92,11 +92,6 @@ def exchange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExchangeServe
 
 
 @pytest.fixture
-def factory(exchange: ExchangeServer) -> HttpExchangeFactory:
-    return exchange.factory()
-
-
-@pytest.fixture
 def token(exchange: ExchangeServer) -> str:
     return exchange.authority.user_token("tester")
 

@@ -275,3 +275,11 @@ class GatedStore(MemoryStore):
             self.failing = False
             raise StorageError("no space left on device")
         MemoryStore.commit_now(self, changes)
+
+
+async def new_peer(broker: Broker, *, attached: bool = True) -> Peer:
+    """Register a mailbox, and attach its owner."""
+    record = agent()
+    await broker.register([record])
+    made = Peer(broker, record.uid)
+    return await made.attach() if attached else made

@@ -35,7 +35,15 @@ from academy.exchange.store import (
 )
 from academy.exchange.store.memory import MemoryStore
 from academy.message import AcademyErrorResponse, decode_body
-from tests.support.peers import BrittleStore, Delivery, GatedStore, Peer, again, agent
+from tests.support.peers import (
+    BrittleStore,
+    Delivery,
+    GatedStore,
+    Peer,
+    again,
+    agent,
+    new_peer,
+)
 
 SMALL = Limits(
     max_message_bytes=100,
@@ -64,21 +72,14 @@ async def broker(store: BrittleStore, limits: Limits) -> AsyncIterator[Broker]:
     await broker.close()
 
 
-async def peer(broker: Broker, *, attached: bool = True) -> Peer:
-    record = agent()
-    await broker.register([record])
-    made = Peer(broker, record.uid)
-    return await made.attach() if attached else made
-
-
 @pytest.fixture
 async def alice(broker: Broker) -> Peer:
-    return await peer(broker)
+    return await new_peer(broker)
 
 
 @pytest.fixture
 async def bob(broker: Broker) -> Peer:
-    return await peer(broker)
+    return await new_peer(broker)
 
 
 async def reopened(store: BrittleStore) -> Broker:
@@ -106,7 +107,7 @@ def flagged(inbox: list[Delivery]) -> list[bytes]:
 async def test_messages_wait_in_order_until_their_owner_attaches(
     broker: Broker, alice: Peer
 ) -> None:
-    bob = await peer(broker, attached=False)
+    bob = await new_peer(broker, attached=False)
     for payload in numbered(600):
         alice.request(bob.uid, payload)
     await broker.settle()
@@ -148,7 +149,7 @@ async def test_a_message_is_confirmed_and_delivered_after_it_was_stored(
     store = GatedStore()
     broker = Broker(store, limits)
     await broker.open()
-    alice, bob = await peer(broker), await peer(broker)
+    alice, bob = await new_peer(broker), await new_peer(broker)
     store.gate.clear()
 
     alice.request(bob.uid)
@@ -179,7 +180,7 @@ async def test_a_response_reaches_nobody_but_who_has_asked_and_under_that_tag(
     broker: Broker, store: BrittleStore, alice: Peer, bob: Peer
 ) -> None:
     """Else who knows a tag, or guesses it, could answer in the place of others."""
-    eve = await peer(broker)
+    eve = await new_peer(broker)
     tag = alice.request(bob.uid)
     eve.request(eve.uid)
     await broker.settle()
@@ -211,7 +212,7 @@ async def test_a_large_response_that_answers_nothing_takes_no_room(
         envelope = Envelope(alice.uid, source.uid, tag, flags, b"", 9, answers)
         return broker.large.offer(source.session, transfer, envelope)
 
-    assert offer(await peer(broker), 1, number) is None
+    assert offer(await new_peer(broker), 1, number) is None
     assert offer(bob, 1, number + 1) is None
     assert len(broker.large.uploads) == 0
     assert offer(bob, 1, number) == 0
@@ -276,7 +277,7 @@ async def test_a_full_or_ended_mailbox_refuses_one_way_messages(
     broker: Broker, alice: Peer
 ) -> None:
     broker._mailboxes.limits = SMALL
-    bob = await peer(broker, attached=False)
+    bob = await new_peer(broker, attached=False)
     tag = os.urandom(16)
     for _ in range(5):
         alice.request(bob.uid)
@@ -322,7 +323,7 @@ async def test_what_one_consumer_is_owed_does_not_wait_for_another(
 ) -> None:
     """A mailbox fills its session's window, not those of other sessions."""
     broker._mailboxes.limits = SMALL
-    slow, quick = await peer(broker), await peer(broker)
+    slow, quick = await new_peer(broker), await new_peer(broker)
     for payload in numbered(5):
         alice.request(slow.uid, payload)
         alice.request(quick.uid, payload)
@@ -340,7 +341,7 @@ async def test_what_one_consumer_is_owed_does_not_wait_for_another(
 async def test_no_more_messages_are_under_way_than_the_window_lets_through(
     broker: Broker, alice: Peer
 ) -> None:
-    bob = await peer(broker, attached=False)
+    bob = await new_peer(broker, attached=False)
     for payload in numbered(40):
         alice.request(bob.uid, payload)
     await bob.attach()
@@ -362,7 +363,7 @@ async def test_no_more_bytes_are_under_way_than_the_window_and_one_message(
     broker: Broker, alice: Peer
 ) -> None:
     broker._mailboxes.limits = replace(broker.limits, max_mailbox_messages=1000)
-    bob = await peer(broker)
+    bob = await new_peer(broker)
     payloads = [b"%03d" % n + b"." * 97 for n in range(20)]
     for payload in payloads:
         alice.request(bob.uid, payload)
@@ -413,7 +414,7 @@ async def test_more_receipts_than_deliveries_open_no_larger_window(
 async def test_a_full_mailbox_refuses_its_sender_only_and_until_there_is_room(
     broker: Broker, alice: Peer, bob: Peer
 ) -> None:
-    carol = await peer(broker)
+    carol = await new_peer(broker)
     for payload in numbered(7):
         alice.request(bob.uid, payload)
     carol.request(alice.uid, b"other")
@@ -752,7 +753,7 @@ async def test_a_response_whose_receipt_was_lost_comes_again(
 async def test_nothing_comes_before_a_client_knows_that_it_is_attached(
     broker: Broker, alice: Peer
 ) -> None:
-    bob = await peer(broker, attached=False)
+    bob = await new_peer(broker, attached=False)
     alice.request(bob.uid, b"before")
     bob.connect()
     await broker.attach(bob.session, bob.uid, bob.incarnation)
@@ -1040,7 +1041,7 @@ async def test_what_comes_while_the_store_fails_hides_nothing_before_it(
     store = GatedStore()
     broker = Broker(store, limits)
     await broker.open()
-    alice, bob = await peer(broker), await peer(broker)
+    alice, bob = await new_peer(broker), await new_peer(broker)
     store.gate.clear()
     store.failing = True
     alice.request(bob.uid, b"first")
@@ -1245,7 +1246,7 @@ async def test_an_owner_is_silent_from_when_it_was_detached(
     broker: Broker, bob: Peer
 ) -> None:
     assert broker.silence(uuid4().bytes) is None
-    never = await peer(broker, attached=False)
+    never = await new_peer(broker, attached=False)
     assert broker.silence(never.uid) is None
     assert broker.silence(bob.uid) == 0.0
 

@@ -30,7 +30,7 @@ from academy.handle import Handle
 from academy.message import AcademyErrorResponse, decode_body
 from tests.support.agents import Adder
 from tests.support.clock import Clock
-from tests.support.peers import BrittleStore, Delivery, Peer, agent
+from tests.support.peers import BrittleStore, Delivery, Peer, new_peer
 from tests.support.server import ExchangeServer
 
 SHORT = 0.05
@@ -51,13 +51,6 @@ async def broker(store: BrittleStore) -> AsyncIterator[Broker]:
     await broker.open()
     yield broker
     await broker.close()
-
-
-async def peer(broker: Broker, *, attached: bool = True) -> Peer:
-    record = agent()
-    await broker.register([record])
-    made = Peer(broker, record.uid)
-    return await made.attach() if attached else made
 
 
 def request(peer: Peer, dest: bytes, lifetime: float = 0.0) -> bytes:
@@ -87,7 +80,7 @@ async def until(condition: Callable[[], object]) -> None:
 async def test_a_request_that_nobody_takes_in_time_is_answered(
     broker: Broker, store: BrittleStore
 ) -> None:
-    alice, bob = await peer(broker), await peer(broker, attached=False)
+    alice, bob = await new_peer(broker), await new_peer(broker, attached=False)
     late = [request(alice, bob.uid, SHORT) for _ in range(600)]
     patient = [request(alice, bob.uid, 1000), request(alice, bob.uid)]
     await until(lambda: len(alice.inbox) == len(late))
@@ -102,10 +95,10 @@ async def test_a_request_that_nobody_takes_in_time_is_answered(
 async def test_a_request_that_was_delivered_does_not_expire(
     broker: Broker, store: BrittleStore
 ) -> None:
-    alice, bob = await peer(broker), await peer(broker)
+    alice, bob = await new_peer(broker), await new_peer(broker)
     tag = request(alice, bob.uid, SHORT)
     (served,) = await delivered(bob)
-    nobody = await peer(broker, attached=False)
+    nobody = await new_peer(broker, attached=False)
     await has_looked(alice, nobody)
 
     bob.disconnect()  # it may still work on what it had
@@ -138,7 +131,7 @@ async def test_any_message_expires_where_the_exchange_says_so(
 ) -> None:
     broker = Broker(store, Limits(message_lifetime=SHORT))
     await broker.open()
-    alice, bob = await peer(broker), await peer(broker)
+    alice, bob = await new_peer(broker), await new_peer(broker)
     tags = [request(alice, bob.uid), request(alice, bob.uid)]
     await delivered(bob)
     alice.disconnect()
@@ -150,7 +143,7 @@ async def test_any_message_expires_where_the_exchange_says_so(
     await until(lambda: not broker._boxes[alice.uid].count)
     assert await store.pending(alice.uid, 0, 9) == []
 
-    nobody = await peer(broker, attached=False)
+    nobody = await new_peer(broker, attached=False)
     await alice.reconnect()
     late = request(alice, nobody.uid, 1000)
     await until(lambda: late in expired(alice))
@@ -161,7 +154,7 @@ async def test_what_is_received_in_the_turn_in_which_it_expires_counts_once(
     broker: Broker,
 ) -> None:
     broker._mailboxes.limits = Limits(message_lifetime=1e-6)
-    alice, old = await peer(broker), await peer(broker, attached=False)
+    alice, old = await new_peer(broker), await new_peer(broker, attached=False)
     old.session = broker.connect(old.session_uid, old, pops=True)
     await old.attach()
     alice.one_way(old.uid, bytes(16))
@@ -177,7 +170,7 @@ async def test_what_is_received_in_the_turn_in_which_it_expires_counts_once(
 async def test_what_expires_is_known_after_a_restart_and_when_the_store_has_failed(
     broker: Broker, store: BrittleStore
 ) -> None:
-    alice, bob = await peer(broker), await peer(broker, attached=False)
+    alice, bob = await new_peer(broker), await new_peer(broker, attached=False)
     late = request(alice, bob.uid, 3 * SHORT)
     await broker.settle()
     store.failures = 1
@@ -196,7 +189,7 @@ async def test_what_expires_is_known_after_a_restart_and_when_the_store_has_fail
 async def test_a_store_that_fails_when_something_expires_is_tried_again(
     broker: Broker, store: BrittleStore
 ) -> None:
-    alice, bob = await peer(broker), await peer(broker, attached=False)
+    alice, bob = await new_peer(broker), await new_peer(broker, attached=False)
     late = request(alice, bob.uid, 3 * SHORT)
     await broker.settle()
     store.failures = 1
@@ -206,7 +199,7 @@ async def test_a_store_that_fails_when_something_expires_is_tried_again(
 
 
 async def test_without_anything_that_expires_there_is_no_timer(broker: Broker) -> None:
-    alice, bob = await peer(broker), await peer(broker)
+    alice, bob = await new_peer(broker), await new_peer(broker)
     request(alice, bob.uid)
     await delivered(bob)
     bob.respond(bob.inbox[0])
@@ -220,7 +213,7 @@ async def test_without_anything_that_expires_there_is_no_timer(broker: Broker) -
 async def test_tombstones_go_where_the_exchange_says_so(store: BrittleStore) -> None:
     broker = Broker(store, Limits(tombstone_lifetime=SHORT))
     await broker.open()
-    alice, bob = await peer(broker), await peer(broker)
+    alice, bob = await new_peer(broker), await new_peer(broker)
     await broker.terminate(bob.uid)
     assert broker.status(bob.uid) is MailboxStatus.TERMINATED
     await until(lambda: broker.status(bob.uid) is MailboxStatus.MISSING)

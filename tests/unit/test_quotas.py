@@ -25,7 +25,14 @@ from academy.exchange.store import (
     MailboxRecord,
 )
 from academy.exchange.store.memory import MemoryStore
-from tests.support.peers import BrittleStore, Delivery, Peer, agent, check_usage
+from tests.support.peers import (
+    BrittleStore,
+    Delivery,
+    Peer,
+    agent,
+    check_usage,
+    new_peer,
+)
 
 LIMITS = Limits(
     max_namespace_mailboxes=4, max_namespace_messages=5, max_namespace_bytes=100
@@ -39,13 +46,6 @@ async def broker() -> AsyncIterator[Broker]:
     await broker.open()
     yield broker
     await broker.close()
-
-
-async def peer(broker: Broker, *, attached: bool = True) -> Peer:
-    record = agent()
-    await broker.register([record])
-    peer = Peer(broker, record.uid)
-    return await peer.attach() if attached else peer
 
 
 def user() -> MailboxRecord:
@@ -73,7 +73,7 @@ def answer_to(request: Delivery, source: Peer, size: int) -> Envelope:
 async def test_messages_beyond_the_quota_are_refused_whatever_mailbox_they_are_for(
     broker: Broker,
 ) -> None:
-    alice, bob, carol = [await peer(broker) for _ in range(3)]
+    alice, bob, carol = [await new_peer(broker) for _ in range(3)]
     for dest in (bob, carol, bob, carol, bob):
         alice.request(dest.uid)
     alice.request(carol.uid)
@@ -98,7 +98,7 @@ async def test_messages_beyond_the_quota_are_refused_whatever_mailbox_they_are_f
 async def test_bytes_beyond_the_quota_are_refused_and_fewer_are_not(
     broker: Broker,
 ) -> None:
-    alice, bob, carol = [await peer(broker) for _ in range(3)]
+    alice, bob, carol = [await new_peer(broker) for _ in range(3)]
     alice.request(bob.uid, bytes(60))
     alice.request(carol.uid, bytes(41))
     alice.request(carol.uid, bytes(40))
@@ -112,7 +112,7 @@ async def test_bytes_beyond_the_quota_are_refused_and_fewer_are_not(
 async def test_answers_are_taken_beyond_the_quotas_so_that_work_ends(
     broker: Broker,
 ) -> None:
-    alice, bob = [await peer(broker) for _ in range(2)]
+    alice, bob = [await new_peer(broker) for _ in range(2)]
     for _ in range(5):
         alice.request(bob.uid)
     await broker.settle()
@@ -139,7 +139,7 @@ async def test_without_a_quota_no_message_is_counted() -> None:
 async def test_a_large_message_counts_when_it_is_offered_and_not_twice(
     broker: Broker,
 ) -> None:
-    alice, bob, carol = [await peer(broker) for _ in range(3)]
+    alice, bob, carol = [await new_peer(broker) for _ in range(3)]
     large = envelope(bob, alice, 70)
     assert broker.large.offer(alice.session, 1, large) == 0
     check_usage(broker)
@@ -157,7 +157,7 @@ async def test_a_large_message_counts_when_it_is_offered_and_not_twice(
 async def test_an_offer_beyond_the_quota_is_refused_before_there_is_a_body(
     broker: Broker,
 ) -> None:
-    alice, bob = [await peer(broker) for _ in range(2)]
+    alice, bob = [await new_peer(broker) for _ in range(2)]
     bob.request(alice.uid, b"")
     await broker.settle()
     with pytest.raises(QuotaExceededError, match="max_namespace_bytes"):
@@ -211,7 +211,7 @@ async def test_one_connection_too_many_is_refused_and_one_that_comes_back_is_not
 ):
     broker = Broker(MemoryStore(), Limits(max_namespace_connections=2))
     await broker.open()
-    alice, bob, carol = [await peer(broker, attached=False) for _ in range(3)]
+    alice, bob, carol = [await new_peer(broker, attached=False) for _ in range(3)]
     alice.connect()
     bob.connect()
     with pytest.raises(QuotaExceededError, match="2 connections"):
@@ -262,7 +262,7 @@ class History:
 
     async def open(self) -> None:
         await self.broker.open()
-        self.peers = [await peer(self.broker) for _ in range(3)]
+        self.peers = [await new_peer(self.broker) for _ in range(3)]
 
     async def step(self, what: str, one: int, two: int, size: int) -> None:
         source, dest = self.peers[one], self.peers[two]
@@ -293,7 +293,7 @@ class History:
             await source.reconnect()
         elif what == "terminate":
             await self.broker.terminate(source.uid)
-            self.peers[one] = await peer(self.broker)
+            self.peers[one] = await new_peer(self.broker)
         elif what == "register":
             await self.broker.register([agent(), agent()])
         elif what == "fail":
