@@ -114,7 +114,7 @@ class QuotaExceededError(ExchangeError):
         asked: how much more was asked for.
     """
 
-    def __init__(self, quota: str, limit: float, used: float, asked: float = 1) -> None:
+    def __init__(self, quota: str, limit: int, used: int, asked: int = 1) -> None:
         super().__init__(quota, limit, used, asked)
         self.quota = quota
         self.limit = limit
@@ -124,8 +124,8 @@ class QuotaExceededError(ExchangeError):
     def __str__(self) -> str:
         what, advice = _QUOTAS.get(self.quota, ("", "Try again later"))
         return (
-            f"This namespace has {self.used:.0f}{what} and may have {self.limit:.0f} "
-            f"({self.quota}), so that {self.asked:.0f} more cannot be taken. {advice}, "
+            f"This namespace has used {self.used} of its {self.limit}{what} "
+            f"({self.quota}), and {self.asked} more would be above that. {advice}, "
             "or ask whoever runs the exchange for more."
         )
 
@@ -141,7 +141,7 @@ class RateExceededError(ExchangeError):
         wait: seconds until more is taken.
     """
 
-    def __init__(self, quota: str, limit: float, wait: float) -> None:
+    def __init__(self, quota: str, limit: float, wait: int) -> None:
         super().__init__(quota, limit, wait)
         self.quota = quota
         self.limit = limit
@@ -149,9 +149,9 @@ class RateExceededError(ExchangeError):
 
     def __str__(self) -> str:
         return (
-            f"This namespace may send {self.limit:g} {self.quota.replace('_', ' ')}, "
-            f"and has sent more: try again in {self.wait:.1f} s, or ask whoever runs "
-            "the exchange for more."
+            f"This namespace may send {self.limit} {str(self.quota).replace('_', ' ')},"
+            f" and has sent more: try again in {self.wait} s, or ask whoever runs the "
+            "exchange for more."
         )
 
 

@@ -53,7 +53,7 @@ async def test_a_namespace_that_has_its_messages_is_refused_more_and_others_are_
         agents = [await client.register_agent(Echo) for _ in range(2)]
         handles = [Handle(agent.agent_id, exchange=client) for agent in agents]
         calls = [asyncio.create_task(h.echo(b"")) for h in 3 * handles + handles[:1]]
-        with pytest.raises(QuotaExceededError, match="has 6 unsettled messages"):
+        with pytest.raises(QuotaExceededError, match="6 of its 6 unsettled messages"):
             await calls.pop()
         other = await of(server, "other").create_user_client()
         await other.send(other.new_message(other.client_id, PingRequest()))
@@ -92,7 +92,7 @@ async def test_agents_beyond_the_quota_are_refused_until_others_are_terminated(
 ) -> None:
     async with await of(server, "agents").create_user_client() as client:
         agents = [await client.register_agent(Echo) for _ in range(3)]
-        with pytest.raises(QuotaExceededError, match="has 4 mailboxes and may have 4"):
+        with pytest.raises(QuotaExceededError, match="4 of its 4 mailboxes"):
             await client.register_agent(Echo)
         async with await of(server, "agents").create_user_client() as second:
             await second.terminate(agents[0].agent_id)
@@ -108,7 +108,7 @@ async def test_a_connection_beyond_the_quota_is_refused_until_another_one_ends(
         factory.additional_headers["X-Connection"] = str(number)
     async with await factories[0].create_user_client() as one:
         async with await factories[1].create_user_client():
-            with pytest.raises(QuotaExceededError, match="has 2 connections and may"):
+            with pytest.raises(QuotaExceededError, match="2 of its 2 connections"):
                 await factories[2].create_user_client()
         async with asyncio.timeout(30):
             while True:

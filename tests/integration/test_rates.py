@@ -17,12 +17,15 @@ import aiohttp
 import pytest
 
 from academy.agent import Agent, action
+from academy.exception import QuotaExceededError
 from academy.exchange import HttpExchangeFactory
 from academy.exchange.cloud import protocol
 from academy.handle import Handle
 from academy.runtime import Runtime
 from tests.support.raw import RawClient, send_record
+from tests.support.redis import Redis
 from tests.support.server import ExchangeServer
+from tests.support.servers import relay_and_owner
 from tests.support.tcp_proxy import TcpProxy
 
 HEARTBEAT = 0.4
@@ -139,6 +142,32 @@ async def test_a_client_that_vanishes_while_it_has_to_wait_is_missed(
             async with asyncio.timeout(30):
                 while await metric(server, "connections", "stopped"):
                     await asyncio.sleep(0.05)
+
+
+async def test_rates_and_quotas_hold_at_a_server_that_relays_the_namespace(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    config = {**RATES, "namespaces.few": {"max_namespace_connections": 1}}
+    names = ("messages", "few")
+    options = {"heartbeat_interval": HEARTBEAT, "config": config}
+    with (
+        Redis(tmp_path / "redis") as redis,
+        relay_and_owner(tmp_path, redis, *names, **options) as (relay, owner),
+    ):
+        async with echo(of(relay, "messages")) as (handle, _):
+            calls = [handle.echo(n) for n in range(300)]
+            assert await asyncio.gather(*calls) == list(range(300))
+        throttled = await metric(owner, "throttled_seconds_total", "messages")
+        assert throttled > 2 * HEARTBEAT
+        assert "lost" not in caplog.text
+
+        async with await of(relay, "few").create_user_client():
+            for server in (owner, relay):
+                with pytest.raises(QuotaExceededError, match="1 of its 1 connections"):
+                    await server.factory(
+                        token=server.authority.user_token("bob", "few"), retries=0
+                    ).create_user_client()
 
 
 async def test_requests_of_protocol_v1_beyond_the_rate_are_told_when_to_come_again(

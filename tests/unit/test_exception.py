@@ -74,7 +74,7 @@ ERRORS: list[tuple[AcademyError, list[str]]] = [
     (PingCancelledError("ended before it had started"), ["ended before"]),
     (ProtocolError("words"), ["words"]),
     (QuotaExceededError("max_namespace_bytes", 9, 7, 3), ["9", "7", "3 more", "ask "]),
-    (RateExceededError("bytes_per_second", 9, 1.5), ["9 bytes per second", "1.5 s"]),
+    (RateExceededError("bytes_per_second", 9, 2), ["9 bytes per second", "in 2 s"]),
     (RequestsNotServedError("has no actions"), ["has no actions"]),
     (ResultSerializationError("add", "m.T", "a lock"), ['"add"', "m.T", "a lock"]),
     (StorageError("disk full"), ["disk full"]),

@@ -81,8 +81,8 @@ async def test_messages_beyond_the_quota_are_refused_whatever_mailbox_they_are_f
     error = only(alice.refused)
     assert (error.quota, error.limit, error.used) == ("max_namespace_messages", 5, 5)
     assert str(error) == (
-        "This namespace has 5 unsettled messages and may have 5 "
-        "(max_namespace_messages), so that 1 more cannot be taken. Wait until agents "
+        "This namespace has used 5 of its 5 unsettled messages "
+        "(max_namespace_messages), and 1 more would be above that. Wait until agents "
         "have answered what they have, or ask whoever runs the exchange for more."
     )
 
@@ -126,6 +126,19 @@ async def test_answers_are_taken_beyond_the_quotas_so_that_work_ends(
     check_usage(broker)
     assert broker._mailboxes.usage is not None
     assert broker._mailboxes.usage.bytes == 0
+
+
+async def test_what_has_expired_uses_nothing(broker: Broker) -> None:
+    alice, bob = await new_peer(broker), await new_peer(broker, attached=False)
+    late = envelope(bob, alice, 60)
+    late.answers = 1
+    alice.post(late)
+    async with asyncio.timeout(30):
+        while not alice.inbox:
+            await asyncio.sleep(0.01)
+    check_usage(broker)
+    assert broker._mailboxes.usage is not None
+    assert broker._mailboxes.usage.messages == 1  # which says that it has expired
 
 
 async def test_without_a_quota_no_message_is_counted() -> None:
@@ -173,6 +186,19 @@ async def test_an_offer_beyond_the_quota_is_refused_before_there_is_a_body(
     assert broker.large.offer(alice.session, 4, envelope(bob, alice, 100)) == 0
 
 
+async def test_an_upload_to_a_mailbox_that_is_terminated_gives_its_room_back_once(
+    broker: Broker,
+) -> None:
+    alice, bob = [await new_peer(broker) for _ in range(2)]
+    broker.large.offer(alice.session, 1, envelope(bob, alice, 60))
+    await broker.terminate(bob.uid)
+    check_usage(broker)
+    broker.large.uploads.drop(alice.session_uid, 1)
+    check_usage(broker)
+    assert broker._mailboxes.usage is not None
+    assert broker._mailboxes.usage.messages == 0
+
+
 # --- mailboxes and connections
 
 
@@ -180,7 +206,7 @@ async def test_mailboxes_beyond_the_quota_are_refused_all_of_a_call(
     broker: Broker,
 ) -> None:
     await broker.register([agent(), agent()])
-    with pytest.raises(QuotaExceededError, match="has 2 mailboxes and may have 4"):
+    with pytest.raises(QuotaExceededError, match="used 2 of its 4 mailboxes"):
         await broker.register([agent() for _ in range(3)])
     last = [agent(), agent()]
     await broker.register(last)
@@ -214,7 +240,7 @@ async def test_one_connection_too_many_is_refused_and_one_that_comes_back_is_not
     alice, bob, carol = [await new_peer(broker, attached=False) for _ in range(3)]
     alice.connect()
     bob.connect()
-    with pytest.raises(QuotaExceededError, match="2 connections"):
+    with pytest.raises(QuotaExceededError, match="2 of its 2 connections"):
         carol.connect()
     alice.connect()
     bob.disconnect()
@@ -236,7 +262,7 @@ def test_the_error_crosses_the_wire_whole() -> None:
 
 KINDS = """
     request one_way expiring respond read offer offer_answer finish drop cut terminate
-    register fail restart forget
+    register fail restart expire
 """
 STEPS = st.lists(
     st.tuples(
@@ -300,7 +326,8 @@ class History:
             await self.fail()
         elif what == "restart":
             await self.restart()
-        elif what == "forget":
+        elif what == "expire":
+            await asyncio.sleep(0.002)
             self.broker._look_for_expired()
 
     def offer(self, source: Peer, large: Envelope) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 
 from academy.exception import RateExceededError
@@ -67,7 +68,8 @@ class Rate:
             ("bytes_per_second", self._bytes),
         ):
             if paid > now:
-                raise RateExceededError(key, getattr(self._limits, key), paid - now)
+                wait = math.ceil(paid - now)
+                raise RateExceededError(key, getattr(self._limits, key), wait)
 
     def _begin(self, debt: float) -> None:
         if not self._exceeded:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import socket
 from typing import Any
 from uuid import UUID
@@ -126,7 +125,7 @@ def refusal(error: AcademyError, status: int | None = None) -> web.Response:
         status = next((s for kind, s in _STATUSES if isinstance(error, kind)), 500)
     reason = "Mailbox Terminated" if status == 419 else None
     wait = error.wait if isinstance(error, RateExceededError) else 1
-    later = {"Retry-After": f"{math.ceil(wait)}"} if status in (429, 503) else None
+    later = {"Retry-After": f"{wait}"} if status in (429, 503) else None
     return web.Response(status=status, reason=reason, text=str(error), headers=later)
 
 
