@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +26,8 @@ class Server:
     Attributes:
         executed: (sender, number) of each call, in order.
         at: what to do when so many calls were executed, before they are answered. What
-            that begins is to be done when the calls are.
+            that begins is to be done when the calls are, and one after the other: the
+            calls may reach the next moment before a busy machine has done its part.
         begun: that work.
     """
 
@@ -38,6 +39,7 @@ class Server:
         self._early: list[Message] = []
         self._record = record
         self._client: AgentExchangeClient | None = None
+        self._turn = asyncio.Lock()
 
     async def start(
         self, factory: ExchangeFactory, registration: AgentRegistration[Any]
@@ -60,9 +62,13 @@ class Server:
             record.write(f"{sender} {number}\n")
         step = self.at.pop(len(self.executed), None)
         if step is not None and inspect.isawaitable(work := step()):
-            self.begun.append(asyncio.ensure_future(work))
+            self.begun.append(asyncio.ensure_future(self._in_turn(work)))
         result = ActionResponse(Payload(PICKLE, (sender, number * 2)))
         self._client.post(message.create_response(result))
+
+    async def _in_turn(self, work: Awaitable[Any]) -> None:
+        async with self._turn:
+            await work
 
     def recorded(self) -> list[tuple[int, int]]:
         lines = self._record.read_text().splitlines()
