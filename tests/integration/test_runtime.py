@@ -311,6 +311,25 @@ async def test_actions_do_not_see_each_others_context_variables(start: Start) ->
     assert await started.handle.entity("y") == "AgentId<agent>"
 
 
+async def test_actions_begin_in_the_order_of_their_calls(start: Start) -> None:
+    class Ordered(Recorder):
+        @action
+        async def waits(self, number: int) -> None:
+            self.events.append(str(number))
+            await asyncio.sleep(0)
+
+        @action
+        async def ends(self, number: int) -> None:
+            self.events.append(str(number))
+
+    agent = Ordered()
+    started = await start(agent)
+    await started.handle.ping()
+    kinds = (started.handle.ends, started.handle.waits)
+    await asyncio.gather(*[kinds[number % 2](number) for number in range(9)])
+    assert agent.events == ["startup", *map(str, range(9))]
+
+
 async def test_a_cancelled_call_cancels_its_action(start: Start) -> None:
     agent = Recorder()
     started = await start(agent)

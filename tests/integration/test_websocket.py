@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import struct
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
@@ -118,6 +119,24 @@ def test_frames_that_make_no_message_end_it(
         assert came == []
 
     run(main())
+
+
+def test_an_error_that_nobody_waits_for_is_nobodys_complaint(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def serve(connection: RawConnection) -> None:
+        await connection.send(TEXT)
+        await connection.ended()
+
+    async def main() -> None:
+        async with raw_server(serve) as url:
+            websocket = await connect(url)
+            await asyncio.wait([websocket.ended])
+            await websocket.close()
+
+    run(main())
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 def test_fragments_are_limited_together(run: Run) -> None:

@@ -99,6 +99,7 @@ class WebSocket(WSListener):
         self._take = _drop
         if not self.ended.done():
             self.ended.set_exception(error)
+            self.ended.exception()  # who waits may be gone: no complaint about it
 
     async def close(self, code: int = WSCloseCode.OK.value, reason: str = "") -> None:
         """Say goodbye, wait a second for the far side to do so, and hang up."""
