@@ -405,8 +405,7 @@ async def test_a_call_that_is_answered_already_is_not_cancelled() -> None:
     async with mailbox() as box:
         call = asked(box.handle, "add")
         await box.take(ActionRequest)
-        tag = box.message.tag
-        future = box.user._pending[tag]
+        (future,) = box.user._pending.values()
         box.answer(ActionResponse(Payload(PICKLE, 1)))
         while not future.done():
             await asyncio.sleep(0)
