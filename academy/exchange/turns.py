@@ -194,9 +194,9 @@ class Turns:
         arrivals, self._arrivals = self._arrivals, []
         self._leaving, self._departures = self._departures, []
         answers: list[tuple[asyncio.Future[Any], AcademyError | None]] = []
+        receipts, self._receipts = self._receipts, []
         if not self.opened:
             await self._load()
-        receipts, self._receipts = self._receipts, []
         self._intake.take_receipts(changes, receipts)
         for work, done in works:
             answers.append((done, await self._attempt(work, changes)))

@@ -1083,6 +1083,10 @@ async def test_a_store_that_cannot_be_opened_again_is_tried_with_the_next_messag
         await broker.register([agent()])
     with pytest.raises(StorageError):
         await broker.register([agent()])
+    # Not for ever, whatever has come of those who were sent away.
+    alice.request(bob.uid, b"late")
+    bob.acknowledge()
+    await broker.settle()
 
     store.inner = inner
     await bob.reconnect()
@@ -1090,7 +1094,7 @@ async def test_a_store_that_cannot_be_opened_again_is_tried_with_the_next_messag
     alice.request(bob.uid)
     await broker.settle()
 
-    assert bob.payloads() == [b"?"]
+    assert bob.payloads() == [b"late", b"?"]
 
 
 class NoStore(MemoryStore):
