@@ -94,6 +94,7 @@ class ExchangeTransport(Protocol):
             BadEntityIdError: the destination was never registered.
             MailboxTerminatedError: the destination is gone for good.
             MailboxFullError: the destination has too many unsettled messages.
+            QuotaExceededError: all mailboxes together have.
         """
 
     def release(self, request: Message) -> None:

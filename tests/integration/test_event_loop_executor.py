@@ -21,7 +21,11 @@ from typing import Any
 import pytest
 
 from academy.agent import Agent
-from academy.exception import AgentTerminatedError, ExchangeError
+from academy.exception import (
+    AgentTerminatedError,
+    ExchangeError,
+    QuotaExceededError,
+)
 from academy.exchange import ExchangeClientConfig
 from academy.exchange.cloud import HttpExchangeFactory
 from academy.executors import base
@@ -33,6 +37,7 @@ from academy.manager import Manager
 from academy.runtime import RuntimeConfig
 from tests.support.executors import ProcessEach, Recording
 from tests.support.launchables import Counter, Diary, FailsAtFirst, Link, Seat
+from tests.support.server import ExchangeServer
 
 
 def pool(workers: int) -> ProcessPoolExecutor:
@@ -72,6 +77,23 @@ async def test_a_place_that_is_free_again_is_taken_again(manager: Manager) -> No
     pid = await counters[0].pid()
     await manager.shutdown(counters[1])
     assert await (await manager.launch(Counter)).pid() == pid
+
+
+async def test_an_agent_that_the_exchange_has_no_room_for_costs_others_no_worker(
+    tmp_path: Path,
+) -> None:
+    limits = {"max_namespace_bytes": 100_000}
+    with ExchangeServer(tmp_path, limits=limits) as server:
+        executor = EventLoopExecutor(pool(2), 3)
+        async with await Manager.from_exchange_factory(
+            server.factory(), executor
+        ) as manager:
+            first = await manager.launch(Counter)
+            pid = await first.pid()
+            large = await manager.launch(Counter, args=(1 << 1_600_000,))
+            with pytest.raises(QuotaExceededError, match="max_namespace_bytes"):
+                await manager.wait([large], raise_error=True)
+            assert await (await manager.launch(Counter)).pid() == pid
 
 
 async def test_agents_with_other_submit_kwargs_get_another_worker(

@@ -19,6 +19,7 @@ from academy.exception import (
     MailboxTerminatedError,
     MessageTooLargeError,
     PingCancelledError,
+    QuotaExceededError,
 )
 from academy.executors.event_loop.host import EventLoopHost
 from academy.executors.futures import end_of, submit, withdraw
@@ -77,7 +78,7 @@ class HostGroup:
             if not future.set_running_or_notify_cancel():
                 return None
             return await host.run(packed)
-        except (MailboxFullError, MessageTooLargeError):
+        except (MailboxFullError, MessageTooLargeError, QuotaExceededError):
             raise
         except ExchangeError:
             await self._forget(host)
