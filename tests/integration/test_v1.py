@@ -33,8 +33,8 @@ from academy.exchange.cloud.namespaces import Namespaces
 from academy.exchange.cloud.security.auth import (
     DEFAULT_NAMESPACE,
     Credentials,
-    OpenAuthority,
 )
+from academy.exchange.cloud.security.open_authority import OpenAuthority
 from academy.exchange.cloud.v1 import routes as v1_routes
 from academy.exchange.mailbox import Limits
 from academy.handle import Handle

@@ -25,11 +25,11 @@ from academy.exchange.cloud.security.auth import (
     Authority,
     Credentials,
     Lifetimes,
-    OpenAuthority,
     TokenAuthority,
 )
 from academy.exchange.cloud.security.auth_store import REVOKED, FileAuthStore
 from academy.exchange.cloud.security.keys import KeySet
+from academy.exchange.cloud.security.open_authority import OpenAuthority
 from academy.exchange.cloud.security.revocations import Revocations
 
 KEY = "k" * 64
@@ -332,6 +332,36 @@ async def test_who_is_revoked_while_logging_in_is_revoked(
     await authority.refresh()
     with pytest.raises(UnauthorizedError, match="was revoked"):
         authority.verify(token)
+
+
+async def test_of_two_answers_the_older_one_does_not_come_last(
+    authority: TokenAuthority, revoked: Revocations, tmp_path: Path
+) -> None:
+    class Late(FileAuthStore):
+        """Its first answer takes its time."""
+
+        asked = False
+
+        async def read(self, name: str) -> str | None:
+            text = await super().read(name)
+            if name == REVOKED and not self.asked:
+                self.asked = True
+                await answered.wait()
+            return text
+
+    answered, store = asyncio.Event(), Late(tmp_path / "exchange.key")
+    late = TokenAuthority(authority.keys, Revocations(store))
+    ada = late.verify(late.user_token("ada"))
+    await revoked.add("user", "eve")
+    first = asyncio.create_task(late.refresh())
+    while not store.asked:
+        await asyncio.sleep(0.01)
+    await revoked.add("user", "ada")
+    second = asyncio.create_task(late.refresh())
+    await asyncio.wait([second], timeout=0.5)  # it may have to wait for the first
+    answered.set()
+    await asyncio.gather(first, second)
+    assert late.is_void(ada)
 
 
 # --- keys

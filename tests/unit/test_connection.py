@@ -13,7 +13,7 @@ from academy.exception import StorageError
 from academy.exchange.broker import Broker
 from academy.exchange.cloud import protocol
 from academy.exchange.cloud.connection import Connection
-from academy.exchange.cloud.security.auth import OpenAuthority
+from academy.exchange.cloud.security.open_authority import OpenAuthority
 from academy.exchange.cloud.upgrade import Answered, upgraded
 from tests.support.peers import GatedStore, Peer, agent
 

@@ -19,7 +19,8 @@ from academy.exchange.cloud.config import (
     LimitsConfig,
 )
 from academy.exchange.cloud.operations.settings import Settings, keys
-from academy.exchange.cloud.security.auth import OpenAuthority, TokenAuthority
+from academy.exchange.cloud.security.auth import TokenAuthority
+from academy.exchange.cloud.security.open_authority import OpenAuthority
 from academy.exchange.mailbox import Limits
 from academy.exchange.store.memory import MemoryStore
 from academy.exchange.store.sqlite import SqliteStore

@@ -22,12 +22,12 @@ from academy.exchange.cloud.security.auth import (
     DEFAULT_NAMESPACE,
     Authority,
     Lifetimes,
-    OpenAuthority,
     TokenAuthority,
     check_namespace,
 )
 from academy.exchange.cloud.security.auth_store import AuthStore, FileAuthStore
 from academy.exchange.cloud.security.keys import KeySet
+from academy.exchange.cloud.security.open_authority import OpenAuthority
 from academy.exchange.cloud.security.revocations import Revocations
 from academy.exchange.mailbox import Limits
 from academy.home import get_academy_home, local_directory, private_directory

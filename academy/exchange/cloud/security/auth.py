@@ -178,6 +178,7 @@ class TokenAuthority:
         self._lifetimes = lifetimes or Lifetimes()
         self.renewal: float | None = self._lifetimes.session / 3
         self.version = 0
+        self._refreshing = asyncio.Lock()
 
     @property
     def key_id(self) -> str:
@@ -262,9 +263,10 @@ class TokenAuthority:
 
     async def refresh(self) -> None:
         """Read keys and revocations again."""
-        changed = await self.keys.refresh()
-        if await self.revocations.refresh() or changed:
-            self.version += 1
+        async with self._refreshing:  # else the older of two answers might come last
+            changed = await self.keys.refresh()
+            if await self.revocations.refresh() or changed:
+                self.version += 1
 
     async def wait(self, seconds: float) -> None:
         """Wait until it is time to refresh."""
@@ -311,44 +313,6 @@ def _credentials(claims: dict[str, Any], key_id: str) -> Credentials:
 def _session_id(session: bytes) -> str:
     """Name a session without telling it: who knows it may take it over."""
     return hashlib.sha256(session).hexdigest()[:16]
-
-
-class OpenAuthority:
-    """Lets everybody do everything: for an exchange that was asked to be insecure."""
-
-    renewal: float | None = None
-    version = 0
-    key_id = ""
-
-    def verify(self, token: str | None, session: bytes = b"") -> Credentials:
-        """Return the credentials of a user, whatever the token."""
-        return Credentials("anonymous")
-
-    def user_token(self, name: str, namespace: str = DEFAULT_NAMESPACE) -> None:
-        """Issue nothing: no token is needed."""
-
-    def mailbox_token(self, uid: bytes, by: Credentials) -> None:
-        """Issue nothing: no token is needed."""
-
-    def session_token(self, credentials: Credentials, session: bytes) -> None:
-        """Issue nothing: no token is needed."""
-
-    def is_void(self, credentials: Credentials) -> bool:
-        """Nothing can be revoked."""
-        return False
-
-    async def admit(self, by: Credentials) -> None:
-        """Issue nothing: no token is needed."""
-
-    async def refresh(self) -> None:
-        """Nothing is ever new."""
-
-    async def wait(self, seconds: float) -> None:
-        """Nothing is ever new."""
-        await asyncio.sleep(seconds)
-
-    async def close(self) -> None:
-        """There is nothing to let go of."""
 
 
 def bearer(headers: Mapping[str, str]) -> str | None:
