@@ -118,9 +118,7 @@ async def attached(
     """Connect, and become an agent."""
     async with RawClient(exchange.url, token) as client:
         me: AgentId[Any] = AgentId.new()
-        item = {"uid": me.uid.hex, "agent": True}
-        (own,) = await client.call("register", mailboxes=[item])
-        await client.attach(me.uid, own)
+        await client.become(me.uid)
         yield client, me
 
 

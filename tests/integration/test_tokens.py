@@ -142,9 +142,7 @@ async def test_fresh_tokens_come_over_the_live_connection_before_the_old_expire(
         token = exchange.authority.user_token("tester")
         async with RawClient(exchange.url, token) as client:
             uid = uuid4()
-            item = {"uid": uid.hex, "agent": True}
-            (own,) = await client.call("register", mailboxes=[item])
-            await client.attach(uid, own)
+            await client.become(uid)
             seen: dict[bytes, set[str]] = {b"": set(), uid.bytes: set()}
             while min(map(len, seen.values())) < 4:
                 record = await client.next(protocol.TOKENS)
@@ -219,9 +217,7 @@ async def test_who_is_revoked_does_not_go_on_as_whoever_shares_the_connection(
     token = exchange.authority.user_token("tester")
     async with RawClient(exchange.url, token) as client:
         uid = uuid4()
-        item = {"uid": uid.hex, "agent": True}
-        (own,) = await client.call("register", mailboxes=[item])
-        await client.attach(uid, own)
+        await client.become(uid)
         await client.call("status", uid=uid.hex, **{"as": uid.hex})
         await exchange.revoke("mailbox", uid.hex)
         await client.next(protocol.LOST)

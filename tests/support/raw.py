@@ -81,6 +81,12 @@ class RawClient:
         if problem is not None:
             raise unpack_error(problem)
 
+    async def become(self, uid: UUID) -> None:
+        """Register an agent, and attach as its owner."""
+        item = {"uid": uid.hex, "agent": True}
+        (token,) = await self.call("register", mailboxes=[item])
+        await self.attach(uid, token)
+
     async def closed(self) -> tuple[int | None, str]:
         """Wait until the exchange closes the connection; return why."""
         async with asyncio.timeout(30):
