@@ -52,7 +52,7 @@ class Delivery:
             if session.open:
                 session.consumer.deliver(envelope)
         # A turn is the batch: nothing that could leave together comes after it.
-        for session in {session for session, _ in outgoing}:
+        for session in dict(outgoing):
             session.consumer.delivered()
 
     def withhold(self, uid: bytes) -> None:

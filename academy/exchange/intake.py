@@ -184,6 +184,9 @@ class Intake:
             if now is not None:
                 now.consumer.refuse(*refusal)
         # Sequences only grow, so that the last one of a session stands for all.
-        for session, sequence in {item[0]: item[1] for item in arrivals}.items():
+        last: dict[Session, int] = {}
+        for session, sequence, _ in arrivals:
+            last[session] = sequence
+        for session, sequence in last.items():
             if session.open:
                 session.consumer.confirm(sequence)

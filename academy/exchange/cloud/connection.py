@@ -38,7 +38,7 @@ NEWS_AT_ONCE = 1_000
 
 _HEAD = protocol.MESSAGE.size
 _LARGEST_SEQUENCE = (1 << 63) - 1
-_unpack = protocol.MESSAGE.unpack_from
+_pack, _unpack = protocol.MESSAGE.pack, protocol.MESSAGE.unpack_from
 
 
 Records = Iterator[tuple[int, memoryview]]
@@ -267,24 +267,15 @@ class Connection:
     # --- what the broker says (Consumer)
 
     def deliver(self, envelope: Envelope) -> None:
-        payload = envelope.payload
-        size = len(payload)
-        flags = envelope.flags
+        payload, flags = envelope.payload, envelope.flags
         if flags & LARGE:
             self._transfers.deliver(envelope)
         if envelope.redelivered:
             flags |= protocol.REDELIVERED
-        head = protocol.message_head(
-            protocol.DELIVER,
-            flags,
-            envelope.number,
-            0,
-            envelope.dest,
-            envelope.src,
-            envelope.tag,
-            size,
-        )
-        self._writer.put_parts(size + _HEAD, head, payload)
+        size = len(payload) + _HEAD
+        dest, src, tag = envelope.dest, envelope.src, envelope.tag
+        head = _pack(size, protocol.DELIVER, flags, envelope.number, 0, dest, src, tag)
+        self._writer.put_parts(size, head, payload)
 
     def delivered(self) -> None:
         self._writer.flush()

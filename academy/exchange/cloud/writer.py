@@ -52,13 +52,17 @@ class Writer:
     def put(self, record: Part) -> None:
         """Queue one record."""
         self._parts.append(record)
-        self._queued(len(record))
+        self._size += len(record)
+        if self._size >= CHUNK_BYTES:
+            self._close_chunk()
         self.expect()
 
     def put_parts(self, size: int, *parts: Part) -> None:
         """Queue one record of `size` bytes, in several buffers, until `flush`."""
-        self._parts.extend(parts)
-        self._queued(size)
+        self._parts += parts
+        self._size += size
+        if self._size >= CHUNK_BYTES:
+            self._close_chunk()
 
     def expect(self) -> None:
         """Send what this turn of the loop leads to in the next one, at its end."""
@@ -96,12 +100,10 @@ class Writer:
         else:
             self.put_late()
 
-    def _queued(self, size: int) -> None:
-        self._size += size
-        if self._size >= CHUNK_BYTES:
-            self._chunks.append(self._parts)
-            self._parts = []
-            self._size = 0
+    def _close_chunk(self) -> None:
+        self._chunks.append(self._parts)
+        self._parts = []
+        self._size = 0
 
     def put_first(self, *parts: Part) -> None:
         """Queue one record ahead of all others, until `flush`."""
@@ -132,7 +134,10 @@ class Writer:
         """Send what is queued now, as far as there is room."""
         self._due = True  # what is put meanwhile needs no callback
         try:
-            while not self._closed and self._room is None and (data := self._next()):
+            while self._parts or self._chunks:
+                if self._closed or self._room is not None:
+                    break
+                data = self._next()
                 self.sent += len(data)
                 self._room = self._send(data)
                 if self._room is not None:
@@ -150,12 +155,13 @@ class Writer:
             self.flush()
 
     def _next(self) -> bytes:
-        """Return the next WebSocket message, empty if there is none."""
+        """Return the next WebSocket message."""
         if self._chunks:
             return b"".join(self._chunks.popleft())
-        if not self._parts:
-            return b""
-        self.put_late()
         parts, self._parts = self._parts, []
         self._size = 0
+        if self._waiting:
+            self._waiting = False
+            parts.append(self._late())
+        self._accompanied = True
         return b"".join(parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
 from time import perf_counter
 
 from academy.exception import StorageError
@@ -47,6 +46,8 @@ class MeasuredStore:
     def __init__(self, store: Store) -> None:
         self.bodies = store.bodies
         self._store = store
+        self._commit = store.commit_now
+        self.commit_now = None if self._commit is None else self._commit_now
         self.committing = Latency()
         self.reading = Latency()
         self.failing = False
@@ -64,16 +65,11 @@ class MeasuredStore:
         self.committing.add(perf_counter() - begun)
         self.failing = False
 
-    @property
-    def commit_now(self) -> Callable[[Changes], None] | None:
-        return None if self._store.commit_now is None else self._commit_now
-
     def _commit_now(self, changes: Changes) -> None:
-        commit = self._store.commit_now
-        assert commit is not None
+        assert self._commit is not None
         begun = perf_counter()
         try:
-            commit(changes)
+            self._commit(changes)
         except StorageError:
             self.failing = True
             raise
