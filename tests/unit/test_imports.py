@@ -151,12 +151,19 @@ def test_importing_loads_no_library_but_pydantic(module: str) -> None:
     assert loaded - PYDANTIC == {"academy"}
 
 
-def test_globus_auth_is_loaded_by_those_who_use_it() -> None:
-    module = "academy.exchange.cloud.globus"
+@pytest.mark.parametrize(
+    ("module", "library"),
+    [
+        ("academy.exchange.cloud.globus", "globus_sdk"),
+        ("academy.exchange.cloud.links", "aiohttp"),
+        ("academy.exchange.cloud.links", "pydantic_settings"),
+    ],
+)
+def test_what_few_use_is_loaded_by_those_who_use_it(module: str, library: str) -> None:
     process = subprocess.run(
         [sys.executable, "-c", LOADED.format(module=module)],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "globus_sdk" not in json.loads(process.stdout)
+    assert library not in json.loads(process.stdout)
