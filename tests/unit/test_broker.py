@@ -1086,7 +1086,8 @@ async def test_a_store_that_cannot_be_opened_again_is_tried_with_the_next_messag
     # Not for ever, whatever has come of those who were sent away.
     alice.request(bob.uid, b"late")
     bob.acknowledge()
-    await broker.settle()
+    async with asyncio.timeout(10):
+        await broker.settle()
 
     store.inner = inner
     await bob.reconnect()
@@ -1103,6 +1104,7 @@ class NoStore(MemoryStore):
     commit_now = None
 
     async def open(self) -> Contents:
+        await asyncio.sleep(0)
         raise StorageError("input/output error")
 
     async def commit(self, changes: Changes) -> None:
