@@ -37,11 +37,16 @@ Make: TypeAlias = Callable[[Path, random.Random], Any]
 
 @contextmanager
 def one_server_over_sqlite(
-    folder: Path, dice: random.Random, *, tls: bool = False
+    folder: Path,
+    dice: random.Random,
+    *,
+    tls: bool = False,
+    durability: str = "process",
 ) -> Iterator[Site]:
     with SmallDisk(folder / "disk", megabytes=256) as disk:
         clock = Clock(folder / "clock")
-        backend = {"path": str(disk.path / "exchange.db")}
+        path = str(disk.path / "exchange.db")
+        backend = {"path": path, "durability": durability}
         auth = {"key_file": str(folder / "key"), "token_lifetime": TOKEN_LIFETIME}
         server = ExchangeServer(folder, tls=tls, auth=auth, backend=backend)
         server.environment |= clock.environment()
@@ -63,7 +68,8 @@ def three_servers_over_redis(folder: Path, dice: random.Random) -> Iterator[Site
 
 SITES: dict[str, Make] = {
     "sqlite": one_server_over_sqlite,
-    "tls": partial(one_server_over_sqlite, tls=True),
+    # Its commits take a while, so that more happens before they are done.
+    "tls": partial(one_server_over_sqlite, tls=True, durability="power"),
     "redis": three_servers_over_redis,
 }
 
