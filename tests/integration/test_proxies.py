@@ -37,11 +37,12 @@ async def ask(factory: HttpExchangeFactory) -> None:
         await client.status(client.client_id)
 
 
+@pytest.mark.parametrize("scheme", ["http://", ""])
 async def test_a_client_goes_through_the_proxy_of_its_environment(
-    exchange: ExchangeServer, monkeypatch: pytest.MonkeyPatch
+    exchange: ExchangeServer, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
     async with ConnectProxy() as proxy:
-        url = f"http://me:pass%20word@{proxy.address}"
+        url = f"{scheme}me:pass%20word@{proxy.address}"
         monkeypatch.setenv(f"{exchange.scheme}_proxy", url)
         await ask(exchange.factory())
 

@@ -193,6 +193,23 @@ def test_closing_says_why_and_does_not_wait_for_who_is_silent(run: Run) -> None:
     run(main())
 
 
+def test_what_comes_after_closing_is_nobodys(run: Run) -> None:
+    async def serve(connection: RawConnection) -> None:
+        assert (await connection.read())[0] == CLOSE
+        await connection.send(BINARY, b"late")
+        await connection.send(CLOSE, struct.pack("!H", 1000))
+
+    async def main() -> None:
+        came: list[bytes] = []
+        async with raw_server(serve) as url:
+            websocket = await connect(url)
+            websocket.start(came.append)
+            await websocket.close()
+        assert (came, websocket.code) == ([], 1000)
+
+    run(main())
+
+
 def test_a_connection_that_breaks_ends_it(run: Run) -> None:
     async def serve(connection: RawConnection) -> None:
         connection.reset()

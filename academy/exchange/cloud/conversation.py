@@ -75,6 +75,7 @@ class Conversation:
         except ProtocolError as error:
             return str(error)
         finally:
+            self._websocket.stop()
             link.sender.writer = None
             link.sender.postings.disconnected()
             link.attachments.downloads.disconnected()

@@ -94,9 +94,13 @@ class WebSocket(WSListener):
             self._transport.send_pong()
             await asyncio.sleep(min(left, every))
 
+    def stop(self) -> None:
+        """Take nothing more."""
+        self._take = _drop
+
     def fail(self, error: Exception) -> None:
         """Take nothing more, because of an error."""
-        self._take = _drop
+        self.stop()
         if not self.ended.done():
             self.ended.set_exception(error)
             self.ended.exception()  # who waits may be gone: no complaint about it
@@ -104,6 +108,7 @@ class WebSocket(WSListener):
     async def close(self, code: int = WSCloseCode.OK.value, reason: str = "") -> None:
         """Say goodbye, wait a second for the far side to do so, and hang up."""
         self._closing = True
+        self.stop()
         self._transport.send_close(
             WSCloseCode(code), reason.encode()[:_REASON_BYTES].decode(errors="ignore")
         )
@@ -195,7 +200,7 @@ class WebSocket(WSListener):
         if not self.ended.done():
             why = f"closed with code {self.code}"
             self.ended.set_result(f"{why}: {reason}" if reason else why)
-        self._take = _drop
+        self.stop()
 
 
 def _drop(message: bytes) -> None:
