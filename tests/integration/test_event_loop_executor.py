@@ -206,13 +206,13 @@ async def test_a_killed_worker_fails_exactly_its_agents(manager: Manager) -> Non
     counters = [await manager.launch(Counter) for _ in range(4)]
     pids = [await counter.pid() for counter in counters]
     lost = [c for c, pid in zip(counters, pids, strict=True) if pid == pids[0]]
-    # A process pool takes its other workers along, so the rest is not looked at.
+    # A process pool takes its other workers along: some are asked to end before.
     with pytest.raises(AgentTerminatedError):
         await counters[0].kill()
     for counter in lost:
         with pytest.raises(BrokenExecutor, match=r"was lost: BrokenProcessPool"):
             await manager.wait([counter], raise_error=True)
-    with pytest.raises(BrokenExecutor):
+    with pytest.raises((BrokenExecutor, AgentInterruptedError)):
         await manager.wait(set(counters) - set(lost), raise_error=True)
 
 
