@@ -90,6 +90,31 @@ def test_what_comes_before_anybody_takes_it_waits(run: Run) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("says_so", [True, False])
+def test_that_the_far_side_is_gone_is_told_at_once(run: Run, says_so: bool) -> None:
+    """Or more would be sent to who is gone, before whoever waits is woken."""
+
+    async def serve(connection: RawConnection) -> None:
+        await connection.read()
+        await connection.send(BINARY, b"last words")
+        if says_so:
+            await connection.send(CLOSE, struct.pack("!H", 1000))
+
+    async def main() -> None:
+        order: list[object] = []
+        async with raw_server(serve) as url:
+            websocket = await connect(url)
+            websocket.ended.add_done_callback(lambda _: order.append("woken"))
+            websocket.start(order.append, lambda: order.append("left"))
+            websocket.send(b"go")
+            await websocket.ended
+            await websocket.close()
+        assert order[:2] == [b"last words", "left"]
+        assert "woken" in order
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     "frames",
     [

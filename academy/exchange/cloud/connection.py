@@ -94,7 +94,7 @@ class Connection:
         pumping = asyncio.create_task(self._transfers.pump.run())
         try:
             await self._welcome()
-            self._websocket.start(self._receive)
+            self._websocket.start(self._receive, self._leave)
             self._websocket.resume_reading()
             await self._websocket.ended
         except ProtocolError as error:
@@ -110,13 +110,16 @@ class Connection:
             )
             await self.close(WSCloseCode.SERVICE_RESTART, str(error))
         finally:
-            self._broker.disconnect(self._session)
+            self._leave()
             self._waiting.clear()
             tasks = [pumping] if self._busy is None else [pumping, self._busy]
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
             await self._writer.close()
+
+    def _leave(self) -> None:
+        self._broker.disconnect(self._session)
 
     async def _welcome(self) -> None:
         broker = self._broker

@@ -53,14 +53,24 @@ class WebSocket(WSListener):
         self._take: Callable[[bytes], object] = self._early.append
         self._fragments: list[bytes] | None = None
         self._room: asyncio.Future[None] | None = None
+        self._left: Callable[[], object] = bool
         self._closing = False
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self.opened = False
         self.ended: asyncio.Future[str] = self._loop.create_future()
         self.code: int | None = None
 
-    def start(self, take: Callable[[bytes], object]) -> None:
-        """Hand over each message, beginning with those that are here."""
+    def start(
+        self, take: Callable[[bytes], object], left: Callable[[], object] = bool
+    ) -> None:
+        """Hand over each message, beginning with those that are here.
+
+        Args:
+            take: is given them.
+            left: called when the far side says that it goes, and when it is gone. Who
+                waits for `ended` learns of it when others may have sent it something.
+        """
+        self._left = left
         early, self._take = self._early, take
         for message in early:
             self._hand_over(message)
@@ -152,6 +162,7 @@ class WebSocket(WSListener):
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         self._gone.set_result(None)
+        self._left()
         if self._room is not None:
             self._room.cancel()
         if self.ended.done():
@@ -192,6 +203,7 @@ class WebSocket(WSListener):
     def _closed(self, transport: WSTransport, frame: WSFrame) -> None:
         code, reason = frame.get_close_code(), frame.get_close_reason()
         self.code = code.value
+        self._left()
         if self._closing:
             transport.disconnect(graceful=False)
         else:
