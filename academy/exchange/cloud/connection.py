@@ -33,6 +33,8 @@ from academy.exchange.store import ADDRESS_FLAGS, LARGE, Envelope
 
 logger = logging.getLogger(__name__)
 
+RECORDS_AT_ONCE = 2 * protocol.BURST
+"""Records that are worked off without a task: a burst, and what comes along with it."""
 NEWS_AT_ONCE = 1_000
 """Mailboxes in one NEWS record."""
 
@@ -145,7 +147,7 @@ class Connection:
             self._waiting.append(records)
             self._charge(0, len(message))
             return
-        left = protocol.BURST
+        left = RECORDS_AT_ONCE
         for kind, record in records:
             if kind == protocol.SEND:
                 self._take(record)
@@ -159,7 +161,7 @@ class Connection:
         else:
             if self._rate is None:
                 return
-        self._charge(protocol.BURST - left, len(message))
+        self._charge(RECORDS_AT_ONCE - left, len(message))
         if not self._waiting and self._due <= time.monotonic():
             return
         self._websocket.pause_reading()
