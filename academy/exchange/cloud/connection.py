@@ -21,6 +21,7 @@ from academy.exception import (
 )
 from academy.exchange.broker import Broker
 from academy.exchange.cloud import protocol
+from academy.exchange.cloud.protocol import message_head
 from academy.exchange.cloud.rate import Rate
 from academy.exchange.cloud.requests import Call, Requests, read_call
 from academy.exchange.cloud.security.auth import Authority, Credentials
@@ -40,7 +41,7 @@ NEWS_AT_ONCE = 1_000
 
 _HEAD = protocol.MESSAGE.size
 _LARGEST_SEQUENCE = (1 << 63) - 1
-_pack, _unpack = protocol.MESSAGE.pack, protocol.MESSAGE.unpack_from
+_unpack = protocol.MESSAGE.unpack_from
 
 
 Records = Iterator[tuple[int, memoryview]]
@@ -277,10 +278,10 @@ class Connection:
             self._transfers.deliver(envelope)
         if envelope.redelivered:
             flags |= protocol.REDELIVERED
-        size = len(payload) + _HEAD
+        number, size = envelope.number, len(payload)
         dest, src, tag = envelope.dest, envelope.src, envelope.tag
-        head = _pack(size, protocol.DELIVER, flags, envelope.number, 0, dest, src, tag)
-        self._writer.put_parts(size, head, payload)
+        head = message_head(protocol.DELIVER, flags, number, 0, dest, src, tag, size)
+        self._writer.put_parts(_HEAD + size, head, payload)
 
     def delivered(self) -> None:
         self._writer.flush()

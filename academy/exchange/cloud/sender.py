@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from academy.exchange.inbox import Inbox
     from academy.serialize import Part
 
-_HEAD = protocol.MESSAGE.size
-_pack = protocol.MESSAGE.pack
-
 
 class MessageSender:
     """Sends the messages of a link, each until it is confirmed.
@@ -137,8 +134,7 @@ class MessageSender:
 def _send_record(
     message: Message, sequence: int, flags: int, parts: list[Part], size: int
 ) -> bytes:
-    head = _pack(
-        _HEAD + size,
+    head = protocol.message_head(
         protocol.SEND,
         address_flags(message) | flags,
         sequence,
@@ -146,5 +142,6 @@ def _send_record(
         message.dest.uid.bytes,
         message.src.uid.bytes,
         message.tag,
+        size,
     )
     return b"".join((head, *parts))
